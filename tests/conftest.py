@@ -1,0 +1,36 @@
+"""What all tests share. None of them may touch the progress or the downloads of the person who runs them."""
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    "The checkout."
+    return ROOT
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path_factory, monkeypatch) -> Path:
+    "A folder of the test's own for the learner's progress."
+    path = tmp_path_factory.mktemp("state")
+    monkeypatch.setenv("MLCOURSE_STATE", str(path))
+    monkeypatch.delenv("MLCOURSE_EXERCISES", raising=False)
+    return path
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    "An empty cache of the test's own, for tests that download; others use the real one, where converted models are kept."
+    monkeypatch.setenv("MLCOURSE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("MLCOURSE_OFFLINE", raising=False)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def environment(state) -> dict[str, str]:
+    "The environment for a process that a test starts."
+    return {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "dumb", "NO_COLOR": "1"}

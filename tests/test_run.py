@@ -1,0 +1,202 @@
+"""`mlcourse run` as a process: killed and resumed, interrupted, timed out, refused, short of disk."""
+import json, os, resource, signal, subprocess, sys, time
+from pathlib import Path
+
+import nbformat, psutil, pytest
+from filelock import FileLock
+from nbformat.v4 import new_code_cell, new_notebook
+
+CLI = [sys.executable, "-m", "mlcourse.cli", "run"]
+SLEEP = "import time; time.sleep(600)"
+NOTE_PID = "import os, pathlib; pathlib.Path('pid').write_text(str(os.getpid()))"
+
+
+def write(folder: Path, name: str, *sources: str, params: str | None = 'tier = "auto"\nsteps = 3') -> Path:
+    "A notebook with a parameters cell, unless there is to be none, and a code cell for each source."
+    cells = [] if params is None else [new_code_cell(params, metadata={"tags": ["parameters"]})]
+    file = folder / f"{name}.ipynb"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(new_notebook(cells=cells + [new_code_cell(s) for s in sources]), file)
+    return file
+
+
+@pytest.fixture
+def start(tmp_path, environment):
+    "Start the command in the test's folder; whatever is left of it is ended afterwards."
+    started = []
+
+    def start(*args, env=(), **kwargs) -> subprocess.Popen:
+        process = subprocess.Popen([*CLI, *map(str, args)], cwd=tmp_path, env=environment | dict(env), text=True,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None: process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def run(start):
+    "Run the command to its end: exit code, standard output, standard error."
+    def run(*args, **kwargs) -> tuple[int, str, str]:
+        process = start(*args, **kwargs)
+        out, err = process.communicate(timeout=120)
+        assert "Traceback" not in out + err, err
+        return process.returncode, out, err
+    return run
+
+
+def until(true, seconds=60, what="it"):
+    "Wait for a condition."
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, f"{what} did not happen in {seconds} s"
+        time.sleep(0.1)
+
+
+def gone(pid: int) -> bool:
+    "Has the process ended?"
+    try: return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess: return True
+
+
+def pid_in(file: Path) -> int:
+    "The process id that a notebook wrote."
+    until(lambda: file.exists() and file.read_text().strip(), what=f"{file.name} written")
+    return int(file.read_text())
+
+
+def report(out: Path) -> dict: return json.loads((out / "report.json").read_text())
+
+
+def statuses(out: Path) -> list[str]: return [r["status"] for r in report(out)["notebooks"]]
+
+
+def test_kill_9_half_way_then_resume(tmp_path, start, run):
+    log = "open('log', 'a').write('{} ')"
+    write(tmp_path, "nb/01_a", log.format("a"))
+    write(tmp_path, "nb/02_b", log.format("b"), NOTE_PID, "if not os.path.exists('go'): import time; time.sleep(600)")
+    write(tmp_path, "nb/03_c", log.format("c"))
+    runner, out = start("nb", "--out", "out"), tmp_path / "out"
+    kernel = pid_in(tmp_path / "nb/pid")
+    runner.kill()
+    runner.wait(timeout=10)
+    assert statuses(out) == ["ok", "skipped", "skipped"] and not report(out)["complete"]
+    assert "1 of 3 notebooks ok, 2 did not run" in (out / "report.md").read_text()
+    assert (out / "nb/01_a.ipynb").exists() and not (out / "nb/02_b.ipynb").exists()
+    until(lambda: gone(kernel), 15, "the end of the orphaned kernel")
+
+    (tmp_path / "nb/go").touch()
+    before = (out / "nb/01_a.ipynb").stat().st_mtime_ns
+    code, said, err = run("nb", "--out", "out", "--resume")
+    assert (code, err, statuses(out)) == (0, "", ["ok", "ok", "ok"]), said
+    assert (tmp_path / "nb/log").read_text() == "a b b c "
+    assert [r.get("resumed", False) for r in report(out)["notebooks"]] == [True, False, False]
+    assert (out / "nb/01_a.ipynb").stat().st_mtime_ns == before and "kept: 1 of 3" in said
+    assert not list(out.rglob("*.part"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(tmp_path, start, number):
+    write(tmp_path, "01_a", NOTE_PID, "import subprocess", "child = subprocess.Popen(['sleep', '600'])",
+          "pathlib.Path('child').write_text(str(child.pid))", SLEEP)
+    write(tmp_path, "02_b", "open('never', 'w')")
+    runner = start("01_a.ipynb", "02_b.ipynb", "--out", "out")
+    kernel, child = pid_in(tmp_path / "pid"), pid_in(tmp_path / "child")
+    runner.send_signal(number)
+    out, err = runner.communicate(timeout=30)
+    assert runner.returncode == 128 + number and "--resume" in err and "Traceback" not in out + err
+    assert statuses(tmp_path / "out") == ["skipped", "skipped"] and not (tmp_path / "never").exists()
+    assert gone(kernel) and gone(child)
+
+
+def test_timeout_kills_the_group_while_another_goes_on(tmp_path, run):
+    write(tmp_path, "nb/01_hangs", "import pathlib, subprocess", "child = subprocess.Popen(['sleep', '600'])",
+          "far = subprocess.Popen(['sleep', '600'], start_new_session=True)",
+          "pathlib.Path('child').write_text(str(child.pid)); pathlib.Path('far').write_text(str(far.pid))", SLEEP)
+    write(tmp_path, "nb/02_quick", "from mlcourse.record import record", "record('steps_seen', steps, at_least=7)")
+    write(tmp_path, "nb/03_leaves", "import sys", "sys.exit()", "1 / 0")
+    code, out, err = run("nb", "--out", "out", "--jobs", 2, "--timeout", 12, "-p", "steps=7")
+    rows = report(tmp_path / "out")["notebooks"]
+    assert (code, [r["status"] for r in rows]) == (1, ["timeout", "ok", "failed"]), out + err
+    assert [r["path"] for r in rows] == ["nb/01_hangs.ipynb", "nb/02_quick.ipynb", "nb/03_leaves.ipynb"], "course order, not the order of ending"
+    assert gone(pid_in(tmp_path / "nb/child")) and gone(pid_in(tmp_path / "nb/far"))
+    assert rows[0]["error"]["cell"] == 5 and rows[0]["error"]["type"] == "Timeout" and 12 <= rows[0]["seconds"] < 25
+    assert rows[1]["metrics"] == {"steps_seen": {"value": 7.0, "at_least": 7, "at_most": None, "ok": True}}
+    assert rows[1]["peak_rss_mb"] > 10 and rows[1]["peak_vram_mb"] is None
+    assert rows[2]["error"]["type"] == "SystemExit" and rows[2]["error"]["cell"] == 2
+    assert "1 of 3 notebooks ok, 1 failed, 1 timed out" in out and out.index("[1/3] nb/01_hangs.ipynb …") < out.index("ok  nb/02_quick.ipynb")
+    killed = nbformat.read(tmp_path / "out/nb/01_hangs.ipynb", as_version=4)
+    assert "ran past its limit" in killed.cells[-1].outputs[-1].text
+
+
+def test_kernel_is_ours_and_clean(tmp_path, run):
+    "The running Python whatever kernels are installed, an environment of its own, and nothing left behind."
+    spec = tmp_path / "share/kernels/python3/kernel.json"
+    spec.parent.mkdir(parents=True)
+    spec.write_text(json.dumps(dict(argv=["/bin/false"], display_name="wrong", language="python")))
+    smi = tmp_path / "bin/nvidia-smi"   # a card, so that torch is asked for its memory; this torch answers what a real one would
+    smi.parent.mkdir()
+    smi.write_text("#!/bin/sh\necho 'NVIDIA GeForce RTX 4070 Ti, 12282, 11034, 580.95'\n")
+    smi.chmod(0o755)
+    torch = """from types import SimpleNamespace as N
+cuda = N(is_initialized=lambda: True, device_count=lambda: 2, max_memory_reserved=lambda n: peak)
+peak, sys.modules['torch'] = 3 * 2**20, N(cuda=cuda)"""
+    (tmp_path / "settings.ini").touch()
+    mine = f"""import os, sys, subprocess, pathlib
+assert sys.executable == {sys.executable!r}
+assert 'MLCOURSE_TIER' not in os.environ and tier == 'tiny' and os.environ['HF_HUB_OFFLINE'] == '1'
+assert os.environ['MLCOURSE_OUT'] == {str(tmp_path / '_run/tiny/outputs')!r} and os.getcwd() == str(pathlib.Path({str(tmp_path)!r}) / FOLDER)
+"""
+    verify = "assert os.environ.get('MLCOURSE_EXERCISES') == EXPECTED"
+    server = "p = subprocess.Popen(['sleep', '600'], start_new_session=True); pathlib.Path('server').write_text(str(p.pid))"
+    write(tmp_path, "nbs/week1/01_a", "FOLDER, EXPECTED = 'nbs/week1', 'verify'", mine, verify, server, torch, "peak = 0")
+    write(tmp_path, "work/week1/01_a", "FOLDER, EXPECTED = 'work/week1', None", mine, verify)
+    code, out, err = run("nbs", "work", "-j2", env=dict(JUPYTER_PATH=str(tmp_path / "share"), MLCOURSE_TIER="12gb", MLCOURSE_EXERCISES="verify",
+                                                       PATH=f"{smi.parent}:{os.environ['PATH']}"))
+    assert (code, err) == (0, ""), out + err + json.dumps(report(tmp_path / "_run/tiny")["notebooks"], indent=1)
+    assert [r["path"] for r in report(tmp_path / "_run/tiny")["notebooks"]] == ["nbs/week1/01_a.ipynb", "work/week1/01_a.ipynb"]
+    assert [r["peak_vram_mb"] for r in report(tmp_path / "_run/tiny")["notebooks"]] == [6.0, None]
+    assert gone(pid_in(tmp_path / "nbs/week1/server")), "a forgotten server is ended with its notebook"
+
+
+@pytest.mark.parametrize("args, says", [
+    (["bare.ipynb"], "bare.ipynb has no cell tagged `parameters`"),
+    (["good.ipynb", "bare.ipynb"], "bare.ipynb has no cell tagged `parameters`"),
+    (["good.ipynb", "-p", "setps=3"], "No notebook here has a parameter setps. Known: steps."),
+    (["good.ipynb", "nowhere"], "There is nothing at nowhere."),
+    (["good.ipynb", "--tier", "8gb"], "There is no tier '8gb'."),
+    (["good.ipynb", "--out", "text.txt/out"], "text.txt/out cannot be written"),
+    (["text.txt"], "text.txt is not a notebook"),
+    ([], "There is no course in this folder."),
+])
+def test_refused_before_anything_runs(tmp_path, monkeypatch, args, says):
+    from mlcourse.run import UsageError, parse_params, run_course
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "good", "open('ran', 'w')")
+    write(tmp_path, "bare", "tier = 'auto'", params=None)
+    (tmp_path / "text.txt").touch()
+    paths, options = [a for a in args if a in ("bare.ipynb", "good.ipynb", "text.txt", "nowhere")], dict(zip(args, args[1:]))
+    with pytest.raises(UsageError, match=says.replace(".", r"\.")):
+        run_course(paths, tier=options.get("--tier", "tiny"), out=options.get("--out", "out"), params=parse_params([options["-p"]] if "-p" in options else []))
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "out").exists()
+
+
+def test_exit_code_2_and_one_sentence(tmp_path, run):
+    write(tmp_path, "bare", "tier = 'auto'", params=None)
+    write(tmp_path, "good", "open('ran', 'w')")
+    code, out, err = run("good.ipynb", "bare.ipynb", "-p", "setps=3")
+    assert code == 2 and out == "" and err.count("\n") == 1 and err.startswith("bare.ipynb has no cell tagged"), (out, err)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_disk_full_and_two_at_once(tmp_path, run):
+    write(tmp_path, "good", "1 + 1")
+    code, out, err = run("good.ipynb", "--out", "out", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200)))
+    assert code == 1 and "could not be written: File too large" in err and err.count("\n") == 1
+    assert not (tmp_path / "out/report.json").exists(), "half a report is none"
+    with FileLock(tmp_path / "out/.lock"):
+        code, out, err = run("good.ipynb", "--out", "out")
+        assert code == 1 and "Another run is writing to" in err

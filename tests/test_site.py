@@ -1,0 +1,382 @@
+"The built site in a real browser: every page, light and dark, wide and narrow, with the rest of the internet blocked."
+import base64
+import functools
+import io
+import json
+import re
+import shutil
+import threading
+from contextlib import contextmanager
+from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urljoin, urlsplit
+
+import nbformat
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from playwright.sync_api import sync_playwright
+
+from mlcourse.site import build, lessons, main, readme_text
+
+ROOT = Path(__file__).resolve().parent.parent
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]
+PHONE = dict(width=390, height=844)
+slow = pytest.mark.slow
+
+
+def find_browser(playwright) -> str:
+    "The system's Chromium, else Playwright's own; without one the tests fail with what to do."
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    path = next((p for p in map(shutil.which, names) if p), playwright.chromium.executable_path)
+    if not Path(path).exists():
+        pytest.fail("No Chromium was found. Install one (`apt install chromium`, or `playwright install chromium`) and run the tests again.")
+    return path
+
+
+class Handler(SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        "Keep the test's output clean."
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    "The last tiny run of the course, or a small one made here."
+    run = ROOT/"_run/tiny"
+    if not (run/"report.json").is_file():
+        from mlcourse.run import run_course
+        run = tmp_path_factory.mktemp("run")
+        run_course([ROOT/"nbs/index.ipynb", ROOT/"nbs/lib/00_tier.ipynb", ROOT/"nbs/lib/01_record.ipynb"], tier="tiny", out=run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def site(run_dir, tmp_path_factory):
+    "The site, built from the run."
+    folder = tmp_path_factory.mktemp("site")
+    return build(run_dir, folder/"docs", folder/"stage", engine="smalldocs")
+
+
+@pytest.fixture(scope="module")
+def pages(site):
+    "Every page, as a path from the site's root, the front page first."
+    found = sorted(p.relative_to(site).as_posix() for p in site.rglob("*.html"))
+    return sorted(found, key=lambda p: p != "index.html")
+
+
+@contextmanager
+def serving(folder):
+    "Serve a folder on loopback, and give its address."
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
+    thread = threading.Thread(target=httpd.serve_forever, daemon=True)
+    thread.start()
+    try: yield f"http://127.0.0.1:{httpd.server_address[1]}/"
+    finally:
+        httpd.shutdown()
+        httpd.server_close()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def server(site):
+    with serving(site) as address: yield address
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=find_browser(p), args=FLAGS)
+        yield browser
+        browser.close()
+
+
+class Visitor:
+    "A tab that may talk to the server alone, and remembers what went wrong."
+
+    def __init__(self, chromium, server, **options):
+        self.context = chromium.new_context(**options)
+        self.context.set_default_timeout(15_000)
+        self.context.route("**/*", self._gate)
+        self.server, self.outside, self.errors = server, [], []
+        self.page = self.context.new_page()
+        self.page.on("pageerror", lambda e: self.errors.append(f"{self.page.url}: {e}"))
+        self.page.on("console", lambda m: self.errors.append(f"{self.page.url}: {m.text}") if m.type == "error" else None)
+        self.page.on("response", lambda r: self.errors.append(f"{r.status} {r.url}") if r.status >= 400 else None)
+
+    def _gate(self, route):
+        url = route.request.url
+        if url.startswith((self.server, "data:", "blob:")): return route.continue_()
+        self.outside.append(url)
+        route.abort()
+
+    def open(self, path):
+        self.page.goto(self.server + path, wait_until="load")
+        return self.page
+
+
+@pytest.fixture
+def visit(chromium, server):
+    "Make visitors; their tabs close with the test."
+    made = []
+
+    def visitor(**options):
+        made.append(Visitor(chromium, server, **options))
+        return made[-1]
+
+    yield visitor
+    for v in made: v.context.close()
+
+
+def is_dark(page):
+    return page.evaluate("document.documentElement.classList.contains('quarto-dark')")
+
+
+@slow
+def test_every_page_opens_cleanly_and_asks_nobody_else(visit, pages):
+    v = visit()
+    for path in pages: v.open(path)
+    assert not v.errors, v.errors
+    assert not v.outside, f"asked of other machines: {sorted(set(v.outside))}"
+
+
+@slow
+def test_every_picture_has_alt_text(visit, pages):
+    v, bare = visit(), []
+    for path in pages:
+        bare += v.open(path).evaluate("""path => [...document.querySelectorAll('img, main svg:not([aria-hidden=true])')]
+            .filter(e => !(e.getAttribute('alt') || e.getAttribute('aria-label') || '').trim())
+            .map(e => path + ': ' + e.outerHTML.slice(0, 80))""", path)
+    assert not bare, bare
+
+
+@slow
+def test_sidebar_leads_to_every_page(visit, pages):
+    v = visit(viewport=dict(width=1280, height=900))
+    page = v.open("index.html")
+    hrefs = page.eval_on_selector_all("#quarto-sidebar a[href]", "links => links.map(a => a.href)")
+    missing = {v.server + p for p in pages} - {h.split("#")[0] for h in hrefs}
+    assert not missing, missing
+    page.locator("#quarto-sidebar a", has_text="The switch").click()
+    page.wait_for_url("**/lib/00_tier.html")
+    assert page.locator("h1.title").inner_text() == "The switch"
+    assert page.locator("#quarto-sidebar .sidebar-link.active", has_text="The switch").is_visible()
+
+
+@slow
+def test_sidebar_opens_on_a_phone(visit):
+    page = visit(viewport=PHONE).open("index.html")
+    sidebar = page.locator("#quarto-sidebar")
+    box = sidebar.bounding_box()
+    assert box is None or box["x"] + box["width"] <= 0 or box["x"] >= PHONE["width"], f"the closed sidebar is at {box}"
+    page.locator(".quarto-btn-toggle").click()
+    sidebar.locator("a", has_text="The switch").click()
+    page.wait_for_url("**/lib/00_tier.html")
+
+
+@slow
+def test_search_finds_and_opens_a_page(visit):
+    page = visit(viewport=dict(width=1280, height=900)).open("index.html")
+    page.locator("#quarto-search input").fill("table of settings")
+    result = page.locator(".search-result").first
+    result.wait_for()
+    assert "The switch" in result.inner_text()
+    result.click()
+    page.wait_for_url("**/lib/00_tier.html*")
+
+
+@slow
+def test_dark_mode_toggles_and_stays(visit):
+    page = visit(viewport=dict(width=1280, height=900), color_scheme="light").open("index.html")
+    background = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(background)
+    assert not is_dark(page)
+    page.locator(".quarto-color-scheme-toggle").first.click()
+    page.wait_for_function("document.documentElement.classList.contains('quarto-dark')")
+    assert page.evaluate(background) != light
+    page.locator("#quarto-sidebar a", has_text="The switch").click()
+    page.wait_for_url("**/lib/00_tier.html")
+    assert is_dark(page), "the next page forgot the dark mode"
+    page.locator(".quarto-color-scheme-toggle").first.click()
+    page.wait_for_function("!document.documentElement.classList.contains('quarto-dark')")
+    assert page.evaluate(background) == light
+
+
+@slow
+def test_nothing_overflows_on_a_phone(visit, pages):
+    v, wide = visit(viewport=PHONE), {}
+    for path in pages:
+        width = v.open(path).evaluate("document.scrollingElement.scrollWidth")
+        if width > PHONE["width"]: wide[path] = width
+    assert not wide, wide
+
+
+@slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(visit, pages, scheme):
+    v, axe, found = visit(viewport=dict(width=1280, height=900), color_scheme=scheme), Axe(), []
+    options = {"resultTypes": ["violations"]}
+    if scheme == "dark": options["runOnly"] = ["color-contrast", "link-in-text-block"]   # the rest does not depend on colours
+    for path in pages:
+        page = v.open(path)
+        page.wait_for_function("dark => document.documentElement.classList.contains('quarto-dark') === dark", arg=scheme == "dark")
+        for problem in axe.run(page, options=options).response["violations"]:
+            if problem["impact"] in ("serious", "critical"):
+                nodes = [n["html"][:140] for n in problem["nodes"][:3]]
+                found.append(f"{path}: {problem['id']} x{len(problem['nodes'])} {nodes} {problem['nodes'][0].get('failureSummary', '')[:200]}")
+    assert not found, "\n".join(found)
+
+
+def squeeze(text):
+    return re.sub(r"\s+", "", text)
+
+
+def directive(source, name):
+    return re.search(rf"^#\|\s*{name}\s*$", source, re.M)
+
+
+def code_of(source):
+    return squeeze("\n".join(line for line in source.splitlines() if not line.startswith("#|")))
+
+
+@slow
+def test_hidden_is_hidden_and_exported_is_shown(visit, run_dir, site):
+    v, checked = visit(), 0
+    for lesson in lessons(ROOT):
+        executed = run_dir/"nbs"/lesson.path
+        if not executed.is_file(): continue
+        page = v.open(lesson.path.with_suffix(".html").as_posix())
+        text = squeeze(page.locator("main").text_content())
+        for cell in json.loads(executed.read_text(encoding="utf-8"))["cells"]:
+            source, tags = "".join(cell["source"]), cell["metadata"].get("tags", [])
+            if cell["cell_type"] != "code" or not code_of(source): continue
+            hidden = directive(source, "hide") or "injected-parameters" in tags
+            if hidden: assert code_of(source) not in text, f"{lesson.path} shows {source[:80]!r}"
+            elif directive(source, "exports"): assert code_of(source) in text, f"{lesson.path} hides {source[:80]!r}"
+            elif "parameters" in tags: assert code_of(source) in text, f"{lesson.path} hides its parameters"
+            checked += bool(hidden or directive(source, "exports"))
+        for name in page.locator("details.code-fold", has=page.locator("summary", has_text="Solution")).all():
+            assert name.get_attribute("open") is None, f"{lesson.path} shows a solution"
+    assert checked > 5
+
+
+@slow
+def test_exported_functions_are_documented(visit):
+    page = visit().open("reference/tier.html")
+    for name in ("TIERS", "Card", "find_cards", "choose"):
+        assert page.locator(f"main #{name.lower()}").count() == 1, name
+    row = page.locator("main tr", has_text="settings for 16 GB").inner_text().split("\t")
+    assert [c.strip() for c in row[:3]] == ["gb16", "Settings | None", "None"]
+    page.locator("main a", has_text="The switch").first.click()
+    page.wait_for_url("**/lib/00_tier.html")
+    assert page.locator("main .doc", has_text="settings for 16 GB").count() == 1
+
+
+class Links(HTMLParser):
+    "The links and the anchors of a page."
+
+    def __init__(self, text):
+        super().__init__()
+        self.links, self.ids = [], set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.links += [attrs[k] for k in ("href", "src") if attrs.get(k)]
+        if attrs.get("id"): self.ids.add(attrs["id"])
+
+
+@slow
+def test_internal_links_resolve(site, pages):
+    parsed = {p: Links((site/p).read_text(encoding="utf-8")) for p in pages}
+    broken = []
+    for path, page in parsed.items():
+        for link in page.links:
+            parts = urlsplit(urljoin(f"http://site/{path}", link))
+            if parts.netloc != "site" or parts.scheme != "http": continue
+            target = unquote(parts.path).lstrip("/") or "index.html"
+            target += "index.html" if target.endswith("/") else ""
+            if not (site/target).is_file(): broken.append(f"{path}: {link}")
+            elif parts.fragment and target in parsed and unquote(parts.fragment) not in parsed[target].ids: broken.append(f"{path}: {link}")
+    assert not broken, broken
+
+
+@slow
+def test_llms_txt_lists_every_page_with_its_subtitle(site, pages):
+    text = (site/"llms.txt").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^- \[.+?\]\((.+?)\)(?:: (.+))?$", text, re.M))
+    assert set(listed) == set(pages)
+    assert not [p for p, about in listed.items() if not about]
+
+
+@slow
+def test_report_card_shows_the_run(visit, run_dir):
+    report = json.loads((run_dir/"report.json").read_text(encoding="utf-8"))
+    text = visit().open("report.html").locator("main").inner_text()
+    for nb in report["notebooks"]:
+        assert nb["path"].removeprefix("nbs/").removesuffix(".ipynb") in text
+        for name in nb["metrics"]: assert name in text
+
+
+def picture():
+    "A small white PNG."
+    from PIL import Image
+    file = io.BytesIO()
+    Image.new("RGB", (900, 300), "white").save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+@pytest.fixture(scope="module")
+def awkward(tmp_path_factory):
+    "A site whose one run notebook failed, after it had shown everything that is hard to show."
+    folder = tmp_path_factory.mktemp("awkward")
+    widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "x"}, "text/plain": "a widget's text"}
+    metric = {"application/vnd.mlcourse.metric+json": {"name": "wer", "value": 0.1}, "text/plain": "wer = 0.1"}
+    rich = {"text/html": '<pre style="white-space:pre;overflow-x:auto"><span style="color: #ffff00">bright</span></pre>', "text/plain": "\x1b[33mbright\x1b[0m"}
+    table = {"text/html": "<table><tr>" + "".join(f"<td>a wide column {n}</td>" for n in range(30)) + "</tr></table>", "text/plain": "a table"}
+    bar = [new_output("stream", name="stderr", text="  0%|    | 0/2\r"), new_output("stream", name="stderr", text=" 50%|##  | 1/2\r100%|####| 2/2\n")]
+    raised = new_output("error", ename="TargetMissed", evalue="wer = 0.4", traceback=["\x1b[31mTargetMissed\x1b[0m: wer = 0.4"])
+    def marker(): return new_markdown_cell("An Exception was encountered", metadata=dict(tags=["papermill-error-cell-tag"]))
+    nb = new_notebook(cells=[marker(), new_markdown_cell("# The switch\n\n> A promise."), new_code_cell("#| default_exp tier"),
+        new_code_cell("show()", outputs=[*bar, *(new_output("display_data", d) for d in (widget, metric, rich, table))]),
+        new_code_cell('#| label: fig-x\n#| fig-alt: "A white box, 3:1"\nplot()', outputs=[new_output("display_data", {"image/png": picture()})]),
+        new_code_cell('#| code-fold: true\n#| code-summary: "Solution"\nanswer = 42'),
+        new_markdown_cell("A formula: $\\frac{a}{b}$, and $$x^2$$"), marker(), new_code_cell("check()", outputs=[raised])])
+    (folder/"run/nbs/lib").mkdir(parents=True)
+    nbformat.write(nb, folder/"run/nbs/lib/00_tier.ipynb")
+    error = dict(cell=8, type="TargetMissed", message="wer = 0.4")
+    entry = dict(path="nbs/lib/00_tier.ipynb", status="failed", seconds=1.0, peak_rss_mb=1, peak_vram_mb=None, error=error, metrics={})
+    report = dict(tier="tiny", commit=None, versions={}, machine={}, notebooks=[entry])
+    (folder/"run/report.json").write_text(json.dumps(report))
+    return build(folder/"run", folder/"docs", folder/"stage", engine="smalldocs")
+
+
+@slow
+def test_a_failed_notebook_with_awkward_outputs_is_a_clean_page(chromium, awkward):
+    with serving(awkward) as server:
+        v = Visitor(chromium, server, viewport=PHONE, color_scheme="dark")
+        page = v.open("lib/00_tier.html")
+        text = page.locator("main").inner_text()
+        for shown in ("This run failed", "TargetMissed in cell 8: wer = 0.4", "a widget's text", "wer = 0.1", "100%|####| 2/2", "bright"):
+            assert shown in text, shown
+        for gone in ("50%", "An Exception was encountered", "\x1b", "[33m", "frac", "default_exp"): assert gone not in text, gone
+        assert page.locator("main img").get_attribute("alt") == "A white box, 3:1"
+        assert page.locator("main math").count() == 2
+        solution = page.locator("details.code-fold")
+        assert not solution.locator("code").is_visible()
+        solution.locator("summary").click()
+        assert "answer = 42" in solution.locator("code").inner_text()
+        assert page.evaluate("document.scrollingElement.scrollWidth") <= PHONE["width"]
+        bad = [p for p in Axe().run(page).response["violations"] if p["impact"] in ("serious", "critical")]
+        assert not bad, bad
+        assert not v.errors and not v.outside, (v.errors, v.outside)
+        v.context.close()
+
+
+def test_without_a_run_the_next_step_is_named(tmp_path):
+    with pytest.raises(SystemExit, match="run `make course` first"): main(str(tmp_path), str(tmp_path/"docs"))
+
+
+def test_readme_is_in_step_with_the_front_page():
+    assert (ROOT/"README.md").read_text(encoding="utf-8") == readme_text(ROOT), "README.md is old: python -c 'from mlcourse.site import readme; readme()'"

@@ -1,0 +1,328 @@
+"""Static checks: no kernel, no network. The second half proves that each check can fail."""
+import json, shutil, subprocess, sys
+from pathlib import Path
+
+import click, pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+import checks
+from checks import ROOT
+
+NOTEBOOKS = checks.notebooks()
+NAMES = [p.relative_to(ROOT / "nbs").as_posix() for p in NOTEBOOKS]
+
+
+# ---------------------------------------------------------------- the repository
+
+def test_there_are_notebooks():
+    assert {"lib/00_tier.ipynb", "lib/02_assets.ipynb", "lib/04_exercises.ipynb"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_notebook(path):
+    problems = checks.check_notebook(path)
+    assert not problems, "\n".join(problems)
+
+
+def test_papermill_sees_the_tier():
+    from papermill import inspect_notebook
+    for path in NOTEBOOKS: assert "tier" in inspect_notebook(str(path)), path
+
+
+def test_links():
+    problems = [f"{p.relative_to(ROOT)} {where}: {x}" for p, where, text in checks.prose() for x in checks.links(text, p)]
+    assert not problems, "\n".join(problems)
+
+
+def test_pictures_in_markdown_files_have_alt_text():
+    problems = [f"{p.relative_to(ROOT)}: {x}" for p in checks.markdown_files() for x in checks.pictures(p.read_text(encoding="utf-8"))]
+    assert not problems, "\n".join(problems)
+
+
+def test_names_in_prose_exist():
+    modules = checks.module_names()
+    problems = [f"{p.relative_to(ROOT)} {where}: {x}" for p, where, text in checks.prose() for x in checks.names_in_prose(text, modules)]
+    assert not problems, "\n".join(problems)
+
+
+def test_commands_in_prose_exist():
+    from typer.main import get_command
+    from mlcourse.cli import app
+    command, targets = get_command(app), checks.make_targets()
+    problems = [f"{p.relative_to(ROOT)} {where}: {x}" for p, where, text in checks.prose() for x in checks.commands_in_prose(text, command, targets)]
+    assert not problems, "\n".join(problems)
+
+
+def test_imports_point_back():
+    assert checks.imports_point_back(checks.notebook_code()) == []
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    "A copy of what nbdev works on, cleaned and exported afresh."
+    copy = tmp_path_factory.mktemp("export")
+    for name in ("settings.ini", "setup.py", "pyproject.toml", "README.md"): shutil.copy(ROOT / name, copy)
+    for name in ("nbs", "mlcourse"): shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    for command in ("nbdev_clean", "nbdev_export"):
+        subprocess.run([_script(command)], cwd=copy, check=True, capture_output=True, timeout=120)
+    return copy
+
+
+def _script(name):
+    "A console script of this environment."
+    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    assert found, f"{name} is not installed: `uv sync --extra dev`"
+    return found
+
+
+def test_exports_are_in_step(exported):
+    assert differences(ROOT / "mlcourse", exported / "mlcourse", "*.py") == [], "run `nbdev_export` and commit what it writes"
+
+
+def test_git_hooks_leave_notebooks_alone(exported):
+    assert differences(ROOT / "nbs", exported / "nbs", "*.ipynb") == [], "run `make tidy`"
+
+
+def differences(a, b, pattern):
+    "Files below `a` or `b` whose bytes differ, or that only one of them has."
+    names = {p.relative_to(base) for base in (a, b) for p in base.rglob(pattern) if not any(part.startswith(".") for part in p.relative_to(base).parts)}
+    def text(p): return p.read_bytes() if p.exists() else None
+    return sorted(str(n) for n in names if text(a / n) != text(b / n))
+
+
+HEAVY = ["torch", "transformers", "huggingface_hub", "pandas", "matplotlib"]
+
+def test_start_up_is_light():
+    modules = sorted(p.stem for p in (ROOT / "mlcourse").glob("[!_]*.py") if "File to edit: ../nbs/lib/" in p.read_text())
+    program = f"import sys, mlcourse, {', '.join('mlcourse.' + m for m in modules)}; print([m for m in {HEAVY} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    assert {"tier", "assets", "exercises"} <= set(modules) and out.stdout.strip() == "[]"
+
+
+def test_lock_is_in_step():
+    assert checks.lock_in_step((ROOT / "settings.ini").read_text(), (ROOT / "uv.lock").read_text()) == []
+
+
+# ---------------------------------------------------------------- each check can fail
+
+def cell(source, hidden=False, tags=(), **kw):
+    "A code cell; ids are numbered by `notebook`."
+    meta = ({"jupyter": {"source_hidden": True}} if hidden else {}) | ({"tags": list(tags)} if tags else {})
+    return new_code_cell(source, metadata=meta, **kw)
+
+
+TIER = 'tier = "auto"  # auto | tiny | 12gb | 16gb'
+
+def notebook(*cells, title="# A title\n\n> What it is about.", tier=True):
+    "A notebook that has what every notebook must have."
+    first = [new_markdown_cell(title)] + ([cell(TIER, tags=["parameters"])] if tier else [])
+    nb = new_notebook(cells=[*first, *cells], metadata={"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}})
+    for i, c in enumerate(nb.cells): c["id"] = f"cell{i}"
+    return json.loads(json.dumps(nb))
+
+
+def md(text="Some prose."): return new_markdown_cell(text)
+
+
+def triple(name="f", lesson="week1/01_x", hint="Think of the sum.", check="    test_eq(f(1), 2)", hidden=True, stub=None, fold="#| code-fold: true\n"):
+    "Stub, check and solution of an exercise."
+    return [cell(stub or f"def {name}(x): ..."), cell(f'@exercise({name}, lesson="{lesson}", hint="{hint}")\ndef check_{name}(f):\n{check}'),
+            cell(f"{fold}@solution\ndef {name}(x): return x + 1", hidden=hidden)]
+
+
+def three(**kw): return [c for name in "abc" for c in triple(name, **kw)]
+
+
+GOOD = notebook(md(), cell("x = 1\nx"), cell("import os"), cell("#| fig-alt: \"A line that rises from 0 to 1.\"\nplt.plot([0, 1])"))
+
+@pytest.mark.parametrize("check", checks.NOTEBOOK_CHECKS, ids=lambda c: c.__name__)
+def test_checks_pass_a_good_notebook(check):
+    assert check(GOOD) == []
+
+
+def changed(nb, **top):
+    "A copy of a notebook with other top-level entries."
+    return {**json.loads(json.dumps(nb)), **top}
+
+
+BAD = [
+    (checks.parameters, notebook(cell(TIER), tier=False), "0 cells are tagged"),
+    (checks.parameters, notebook(cell(TIER, tags=["parameters"])), "2 cells are tagged"),
+    (checks.parameters, notebook(cell('tier = "12gb"', tags=["parameters"]), tier=False), "must begin with"),
+    (checks.parameters, notebook(cell('seed = 1\ntier = "auto"', tags=["parameters"]), tier=False), "must begin with"),
+    (checks.clean, notebook(cell("1", outputs=[new_output("stream", text="1")])), "has outputs"),
+    (checks.clean, notebook(cell("1", execution_count=3)), "execution count"),
+    (checks.clean, changed(GOOD, metadata={"widgets": {}}), "metadata widgets"),
+    (checks.clean, notebook(new_code_cell("1", metadata={"scrolled": True})), "metadata scrolled"),
+    (checks.valid, changed(GOOD, cells=[{"cell_type": "code", "source": "1"}]), "no ids"),
+    (checks.valid, changed(GOOD, cells=[{"cell_type": "code", "source": "1", "id": "a"}]), "not a valid notebook"),
+    (checks.valid, changed(GOOD, cells=[GOOD["cells"][0]] * 2), "used 2 times"),
+    (checks.code_parses, notebook(cell("def f(:")), "does not parse"),
+    (checks.imports_alone, notebook(cell("import os\nos.getcwd()")), "mixes imports"),
+    (checks.budget, notebook(*[c for _ in range(80) for c in (md(), cell("x"))]), "80 code cells"),
+    (checks.budget, notebook(cell("x = 1\n" * 7)), "7 lines"),
+    (checks.budget, notebook(*[cell("x") for _ in range(5)]), "5th code cell in a row"),
+    (checks.portable, notebook(cell('open("/home/ann/data.txt")')), "absolute path"),
+    (checks.portable, notebook(md("TODO: explain")), "TODO"),
+    (checks.opening, notebook(title="A title"), "# Title"),
+    (checks.opening, notebook(title="# A title\n\nNo promise."), "# Title"),
+    (checks.figures, notebook(cell("plt.plot([0, 1])")), "draws (plt.plot)"),
+    (checks.figures, notebook(cell("fig, ax = plt.subplots()")), "draws (plt.subplots)"),
+    (checks.figures, notebook(cell("for i in range(2): frame.plot.bar()")), "draws (frame.plot.bar)"),
+    (checks.figures, notebook(cell("plot_loss(history)")), "draws (plot_loss)"),
+    (checks.figures, notebook(cell('#| fig-alt: "figure"\nplt.show()')), "draws (plt.show)"),
+    (checks.figures, notebook(md("![](a.png)")), "picture without alt text: a.png"),
+    (checks.figures, notebook(md('<img src="a.png" alt="">')), "picture without alt text"),
+    (checks.drawn_without_alt, notebook(cell("f()", outputs=[new_output("display_data", {"image/png": "aGk="})])), "put out a picture"),
+]
+
+@pytest.mark.parametrize("check, nb, says", BAD, ids=[f"{c.__name__}-{i}" for i, (c, _, _) in enumerate(BAD)])
+def test_check_can_fail(check, nb, says):
+    problems = check(nb)
+    assert any(says in p for p in problems), problems
+
+
+def test_drawing_inside_a_function_is_not_a_figure():
+    assert checks.figures(notebook(cell("def show(x):\n    plt.plot(x)"), cell("d = dict(plot=1)\nd['plot']"))) == []
+    assert checks.drawn_without_alt(notebook(cell('#| fig-alt: "A line that rises from 0 to 1."\nf()',
+                                                  outputs=[new_output("display_data", {"image/png": "aGk="})]))) == []
+
+
+LONG = "word " * 900
+LESSON = notebook(md(LONG), *three(), md(), cell('record("x", 1)'))
+
+@pytest.mark.parametrize("check", checks.LESSON_CHECKS, ids=lambda c: c.__name__)
+def test_checks_pass_a_good_lesson(check):
+    assert check(LESSON, "week1/01_x") == []
+
+
+BAD_LESSONS = [
+    (checks.exercises, notebook(*three()[:6]), "2 exercises"),
+    (checks.exercises, notebook(*three(), *[c for n in "def" for c in triple(n)]), "6 exercises"),
+    (checks.exercises, notebook(*three(lesson="week1/02_y")), "says lesson='week1/02_y'"),
+    (checks.exercises, notebook(*three(hint="")), "has no hint"),
+    (checks.exercises, notebook(*three(stub="y = 1")), "has no stub"),
+    (checks.exercises, notebook(*three(check="    f(1)")), "asserts nothing"),
+    (checks.exercises, notebook(*three()[:8]), "has no solution"),
+    (checks.exercises, notebook(*three(hidden=False)), "is not folded"),
+    (checks.exercises, notebook(*three(fold="")), "is not folded"),
+    (checks.exercises, notebook(*three(), *triple("a")), "is there 2 times"),
+    (checks.records, notebook(cell("def f(): record('x', 1)")), "nothing is recorded"),
+    (checks.words, notebook(md("```\n" + LONG + "\n```")), "words of prose"),
+]
+
+@pytest.mark.parametrize("check, nb, says", BAD_LESSONS, ids=[f"{c.__name__}-{i}" for i, (c, _, _) in enumerate(BAD_LESSONS)])
+def test_lesson_check_can_fail(check, nb, says):
+    problems = check(nb, "week1/01_x")
+    assert any(says in p for p in problems), problems
+
+
+def test_exercise_with_a_value_in_the_cell_of_its_check():
+    value = [cell('n = None\n@exercise(n, name="n", lesson="week1/01_x", hint="Count the heads.")\ndef check(n): test_eq(n, 3)'),
+             cell('#| code-fold: true\nsolution(3, name="n")', hidden=True)]
+    assert checks.exercises(notebook(*three()[:6], *value), "week1/01_x") == []
+
+
+@pytest.fixture
+def small_repo(tmp_path):
+    "A repository with two files to link to."
+    (tmp_path / "nbs/week1").mkdir(parents=True)
+    nb = notebook(md("## The memory of `KV` caches (1)\n\n### Été à Paris {#paris}"), cell("#| exports\ndef fetch(): ..."))
+    (tmp_path / "nbs/week1/01_x.ipynb").write_text(json.dumps(nb))
+    (tmp_path / "README.md").write_text("# Read me\n\n```\n# not a heading\n```\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("target", ["01_x.ipynb", "../../README.md", "../../README.md#read-me", "01_x.ipynb#the-memory-of-kv-caches-1", "01_x.ipynb#paris",
+                                    "01_x.ipynb#fetch", "#a-title", "https://example.org/nothing", "mailto:a@example.org"])
+def test_good_links(small_repo, target):
+    assert checks.links(f"See [it]({target}).", small_repo / "nbs/week1/01_x.ipynb", small_repo) == []
+
+
+@pytest.mark.parametrize("target", ["02_y.ipynb", "../README.md", "../../README.md#not-a-heading", "01_x.ipynb#rome", "#rome"])
+@pytest.mark.parametrize("form", ["See [it]({}).", "See [it][1].\n\n[1]: {}", '<a href="{}">it</a>', "![a picture]({})"])
+def test_bad_links(small_repo, target, form):
+    assert len(checks.links(form.format(target), small_repo / "nbs/week1/01_x.ipynb", small_repo)) == 1
+
+
+def test_links_in_code_do_not_count(small_repo):
+    assert checks.links("`[a](b)`\n\n```\n[a](b.md)\n```\n", small_repo / "README.md", small_repo) == []
+
+
+MODULES = {"assets": {"fetch", "ASSETS"}}
+
+@pytest.mark.parametrize("text, says", [
+    ("`mlcourse.assets.fetch`, and `mlcourse/assets.py`", None),
+    ("```python\nfrom mlcourse.assets import fetch, ASSETS as A\n```", None),
+    ("mlcourse.nowhere is no code, and https://mlcourse.github.io is an address: `https://mlcourse.github.io/x`", None),
+    ("`mlcourse.assets.grab`", "mlcourse.assets has no grab"),
+    ("`mlcourse.rags`", "there is no module mlcourse.rags"),
+    ("```python\nfrom mlcourse.assets import (fetch,\n    grab)\n```", "mlcourse.assets has no grab"),
+    ("~~~\nimport mlcourse.rags\n~~~", "there is no module mlcourse.rags"),
+])
+def test_names_in_prose(text, says):
+    assert checks.names_in_prose(text, MODULES) == ([says] if says else [])
+
+
+COMMAND = click.Group("mlcourse", commands=[click.Command("run", params=[click.Option(["--tier"])]),
+                                            click.Group("standins", commands=[click.Command("rebuild")])])
+
+@pytest.mark.parametrize("text, says", [
+    ("`mlcourse run --tier tiny nbs/week1` and `mlcourse --help`, `make course TIER=12gb`, `pip install mlcourse[week1]`", None),
+    ("```sh\n$ mlcourse standins rebuild x  # a comment\nTIER=tiny make course\nuv run mlcourse run\n```", None),
+    ("mlcourse is a course, and you make up your mind", None),
+    ("`mlcourse walk`", "`mlcourse walk`: there is no such command"),
+    ("`mlcourse run --jbos 2`", "`mlcourse run --jbos 2`: run has no option --jbos"),
+    ("```\nuv run mlcourse standins burn\n```", "`mlcourse burn`: there is no such command"),
+    ("```bash\nmake coffee\n```", "`make coffee`: the Makefile has no such target"),
+])
+def test_commands_in_prose(text, says):
+    assert checks.commands_in_prose(text, COMMAND, {"course", "test"}) == ([says] if says else [])
+
+
+@pytest.mark.parametrize("sources, bad", [
+    ({"lib/00_tier.ipynb": "#| default_exp tier", "week1/01_a.ipynb": "#| default_exp a\nfrom mlcourse.tier import *",
+      "week2/01_b.ipynb": "#| default_exp b\nimport mlcourse.a", "clinic/01_c.ipynb": "from mlcourse.b import x"}, None),
+    ({"lib/00_tier.ipynb": "#| default_exp tier\nfrom mlcourse.a import x", "week1/01_a.ipynb": "#| default_exp a"}, "lib/00_tier.ipynb imports week1/01_a.ipynb"),
+    ({"week1/01_a.ipynb": "def f():\n    from mlcourse.b import x", "week1/02_b.ipynb": "#| default_exp b"}, "week1/01_a.ipynb imports week1/02_b.ipynb"),
+    ({"week1/01_a.ipynb": "from mlcourse import b", "week2/01_b.ipynb": "#| default_exp b"}, "week1/01_a.ipynb imports week2/01_b.ipynb"),
+])
+def test_import_order(sources, bad):
+    problems = checks.imports_point_back(sources)
+    assert (not problems) if bad is None else problems[0].startswith(bad)
+
+
+def test_lock_out_of_step():
+    settings = (ROOT / "settings.ini").read_text()
+    lock = (ROOT / "uv.lock").read_text()
+    assert checks.lock_in_step(settings.replace("peft>=0.18", "peft>=0.19 einops>=0.8"), lock)[0].startswith("settings.ini asks for einops>=0.8 [all]")
+
+
+def test_exports_out_of_step(tmp_path):
+    for side, text in (("a", "x = 1"), ("b", "x = 2")):
+        (tmp_path / side).mkdir()
+        (tmp_path / side / "m.py").write_text(text)
+    (tmp_path / "b" / "new.py").write_text("")
+    assert differences(tmp_path / "a", tmp_path / "b", "*.py") == ["m.py", "new.py"]
+
+
+# ---------------------------------------------------------------- the repair
+
+def test_tidy(tmp_path):
+    nb = notebook(cell("1", outputs=[new_output("stream", text="1")], execution_count=1), new_code_cell("2", metadata={"scrolled": True, "tags": ["keep"]}))
+    nb["metadata"]["widgets"] = {"state": {}}
+    nb["cells"][2]["id"] = "my-own-id"
+    path = tmp_path / "01_x.ipynb"
+    path.write_text(json.dumps(nb))
+    assert checks.clean(checks.read(path)) and checks.tidy(path)
+    again = checks.read(path)
+    assert checks.clean(again) == [] and checks.parameters(again) == []
+    assert again["cells"][2]["id"] == "my-own-id" and again["cells"][3]["metadata"] == {"tags": ["keep"]}
+    assert not checks.tidy(path)
+
+
+def test_fix_from_the_command_line(tmp_path, capsys):
+    path = tmp_path / "01_x.ipynb"
+    path.write_text(json.dumps(notebook(cell("1", execution_count=1))))
+    assert checks.main(["--fix", str(path)]) == 0 and "tidied" in capsys.readouterr().out
+    assert checks.clean(checks.read(path)) == []
