@@ -30,6 +30,7 @@ class Asset:
     path: str                     # url: file name in the cache; package, shipped: place in the package; hub: repository
     url: str = ""                 # address of the file, or of the page that describes it
     mirrors: tuple[str, ...] = () # further addresses of the same bytes, in the order they are tried
+    file: str = ""                # hub: the one file that is wanted, where it is not the whole model
     size: int = 0                 # bytes, of a folder all its files; of a hub model, its weights in 16 bit
     sha256: str = ""              # of the file, or of the folder as `digest` defines it
     package: str = ""             # the distribution that carries it
@@ -80,6 +81,9 @@ ASSETS: dict[str, Asset] = {a.name: a for a in (
     _hub("mistral-7b-instruct-v0.3", "mistralai/Mistral-7B-Instruct-v0.3", "Apache-2.0", 7_248_023_552),
     _hub("phi-3-mini-4k-instruct", "microsoft/Phi-3-mini-4k-instruct", "MIT", 3_821_079_552),
     _hub("gemma-7b-it", "google/gemma-7b-it", "Gemma Terms of Use", 8_537_680_896),
+    Asset("llama-3.1-8b-instruct-gguf", "hub", "Llama 3.1 Community License", "chat model, GGUF in 4 bit (Q4_K_M)",
+          path="bartowski/Meta-Llama-3.1-8B-Instruct-GGUF", file="Meta-Llama-3.1-8B-Instruct-Q4_K_M.gguf",
+          url="https://huggingface.co/bartowski/Meta-Llama-3.1-8B-Instruct-GGUF", size=4_920_000_000),
     _hub("llama-2-13b-chat", "meta-llama/Llama-2-13b-chat-hf", "Llama 2 Community License", 13_015_864_320),
 )}
 
@@ -275,19 +279,21 @@ WANTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")   # no secon
 UNWANTED = ("original/*", "consolidated*")
 
 def _fetch_hub(asset:Asset) -> Path:
-    "A model's folder: one put into the cache by hand, or else the hub's own cache, or else downloaded."
+    "A model's folder or file: one put into the cache by hand, or else the hub's own cache, or else downloaded."
     own = cache_dir()/"hub"/asset.name
-    if (own/"config.json").is_file(): return own
-    from huggingface_hub import snapshot_download
+    if (own/(asset.file or "config.json")).is_file(): return own/asset.file
+    from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
-    try: return Path(snapshot_download(asset.path, allow_patterns=list(WANTED), ignore_patterns=list(UNWANTED)))
+    try:
+        if asset.file: return Path(hf_hub_download(asset.path, asset.file))
+        return Path(snapshot_download(asset.path, allow_patterns=list(WANTED), ignore_patterns=list(UNWANTED)))
     except GatedRepoError as e: raise AssetError(f"{asset.path} asks you to accept its licence ({asset.licence}). Do so at {asset.url}, "
                                                  "then run `hf auth login` once with a read token of yours.") from e
     except (RepositoryNotFoundError, HFValidationError) as e: raise AssetError(
         f"The hub has no model {asset.path}, or not for you. Look at {asset.url}; if it is private, run `hf auth login`.") from e
     except OSError as e: raise AssetError(
         f"{asset.path} ({asset.size / 1e9:.0f} GB) is not on this machine and could not be downloaded. Check the connection and that "
-        f"HF_HUB_OFFLINE is not set; or, where there is a connection, run `hf download {asset.path} --local-dir {asset.name}` and copy "
+        f"HF_HUB_OFFLINE is not set; or, where there is a connection, run `hf download {asset.path}{' ' * bool(asset.file)}{asset.file} --local-dir {asset.name}` and copy "
         f"that folder to {own}.") from e
 
 # %% ../nbs/lib/02_assets.ipynb #637d1c21

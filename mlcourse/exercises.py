@@ -8,14 +8,13 @@ import ast, difflib, html, json, os, shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from importlib import util
 from pathlib import Path
 from typing import Any
+from .run import course_root
 
 # %% auto #0
-__all__ = ['BROKEN', 'HIDDEN', 'state_dir', 'passed', 'ExerciseError', 'verifying', 'exercise', 'solution', 'read_notebook',
-           'Exercise', 'find_exercises', 'course_root', 'Change', 'start', 'notebook_diff', 'update', 'LessonProgress',
-           'progress']
+__all__ = ['BROKEN', 'HIDDEN', 'state_dir', 'passed', 'ExerciseError', 'verifying', 'exercise', 'solution', 'read_cells',
+           'Exercise', 'find_exercises', 'Change', 'start', 'notebook_diff', 'update', 'LessonProgress', 'progress']
 
 # %% ../nbs/lib/04_exercises.ipynb #ffa6f413
 def state_dir() -> Path:  # an existing folder
@@ -131,7 +130,7 @@ def solution(subject:Any,         # the course's answer: a function of the same 
     return subject
 
 # %% ../nbs/lib/04_exercises.ipynb #aa9a3272
-def read_notebook(path:str|Path,  # an .ipynb file
+def read_cells(path:str|Path,  # an .ipynb file
                  ) -> list[dict]: # its cells, each `source` one string
     "The cells of a notebook. Raises `ValueError` when the file is not one."
     try: cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
@@ -158,7 +157,7 @@ class Exercise:
     cell: int              # index of the cell with the check
     solution: int | None   # index of the cell with the solution
 
-def find_exercises(cells:list[dict],  # the cells of a notebook, as `read_notebook` returns them
+def find_exercises(cells:list[dict],  # the cells of a notebook, as `read_cells` returns them
                   ) -> list[Exercise]: # in the order of the notebook
     "The exercises in a notebook's source."
     def given(call, key): return next((k.value.value for k in call.keywords if k.arg == key and isinstance(k.value, ast.Constant)), "")
@@ -174,16 +173,6 @@ def find_exercises(cells:list[dict],  # the cells of a notebook, as `read_notebo
 
 # %% ../nbs/lib/04_exercises.ipynb #cc794cc1
 HIDDEN = ".mlcourse"   # folder inside work/ that keeps the course's version of every copied file
-
-def course_root(start:str|Path|None=None,  # where to look first; the current folder when None
-               ) -> Path:                  # the folder that holds `nbs/`
-    "The checkout of the course. Raises `FileNotFoundError`, with the address to clone from, when there is none."
-    here = Path(start or ".").resolve()
-    for path in (here, *here.parents, Path(util.find_spec("mlcourse").origin).resolve().parent.parent):
-        if (path/"settings.ini").is_file() and (path/"nbs"/"lib").is_dir(): return path
-    from mlcourse._modidx import d
-    url = d["settings"]["git_url"]
-    raise FileNotFoundError(f"The course's notebooks are not here. Get them with `git clone {url}` and run this command in that folder.")
 
 def _week_folder(week:str|int, nbs:Path) -> str:
     "The folder's name for what the learner typed: 1, week1 or clinic."
@@ -237,11 +226,11 @@ def start(week:str|int,          # 1, week1 or clinic
 def _sources(path:Path) -> list[tuple[str, str]]|bytes:
     "What counts in a file: of a notebook the cells' kinds and sources, of any other file its bytes."
     if path.suffix != ".ipynb": return path.read_bytes()
-    return [(c["cell_type"], c["source"]) for c in read_notebook(path)]
+    return [(c["cell_type"], c["source"]) for c in read_cells(path)]
 
 def _has_outputs(path:Path) -> bool:
     "Was this notebook run and saved?"
-    return path.suffix == ".ipynb" and any(c.get("outputs") for c in read_notebook(path))
+    return path.suffix == ".ipynb" and any(c.get("outputs") for c in read_cells(path))
 
 def _free(path:Path, label:str, source:Path) -> Path:
     "A name beside `path`, such as NAME.new.ipynb, that is free or already holds what `source` holds."
@@ -326,7 +315,7 @@ def progress(work:str|Path="work",     # the folder of your copies
     names: dict[str, dict[str, None]] = {}
     for folder in folders:
         for path in sorted(folder.glob("[!.]*/[0-9][0-9]_*.ipynb")):
-            try: cells = read_notebook(path)
+            try: cells = read_cells(path)
             except ValueError: continue   # a damaged copy: the course's own tells its exercises
             for x in find_exercises(cells): names.setdefault(x.lesson, {}).setdefault(x.name)
     done = passed()

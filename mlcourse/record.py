@@ -99,9 +99,10 @@ def versions(names:tuple[str,...]=PACKAGES,   # distributions to look for
         except metadata.PackageNotFoundError: pass
     return found
 
-def commit() -> str|None:   # short hash, with `+` if the tree is changed; None outside a checkout
-    "The git commit of the current folder."
-    def git(*args): return subprocess.run(["git", *args], capture_output=True, text=True, timeout=10)
+def commit(folder:str|Path|None=None,  # where to ask; the current folder when None
+          ) -> str|None:               # short hash, with `+` if the tree is changed; None outside a checkout
+    "The git commit of a folder."
+    def git(*args): return subprocess.run(["git", *args], cwd=folder, capture_output=True, text=True, timeout=10)
     try:
         head = git("rev-parse", "--short=12", "HEAD")
         return None if head.returncode else head.stdout.strip() + "+" * bool(git("status", "--porcelain", "-uno").stdout.strip())

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path, PurePath
 from queue import Empty, SimpleQueue
 from typing import Any, Callable
@@ -18,11 +19,11 @@ from .tier import find_cards, resolve
 
 # %% auto #0
 __all__ = ['FOLDERS', 'VRAM', 'NOT_INHERITED', 'ANSI', 'COLOURS', 'TIMEOUT', 'GRACE', 'RunError', 'UsageError', 'Interrupted',
-           'course_root', 'course_key', 'find_notebooks', 'read_notebook', 'parameter_names', 'parse_params',
-           'package_digest', 'run_key', 'Job', 'high_water', 'register_engine', 'kernel_env', 'clean', 'raising_line',
-           'late', 'why_dead', 'execute', 'entry', 'write_atomic', 'load_report', 'duration', 'target', 'summary',
-           'is_ok', 'tables', 'report_md', 'print_card', 'shown_path', 'select', 'prepare', 'signals_to', 'locked',
-           'Progress', 'run_course', 'out_path', 'lost', 'run_jobs']
+           'find_course', 'course_root', 'course_key', 'find_notebooks', 'read_notebook', 'parameter_names',
+           'parse_params', 'package_digest', 'run_key', 'Job', 'high_water', 'register_engine', 'kernel_env', 'clean',
+           'raising_line', 'late', 'why_dead', 'execute', 'entry', 'write_atomic', 'load_report', 'duration', 'target',
+           'summary', 'is_ok', 'tables', 'report_md', 'print_card', 'shown_path', 'select', 'prepare', 'signals_to',
+           'locked', 'Progress', 'run_course', 'out_path', 'lost', 'run_jobs']
 
 # %% ../nbs/lib/03_run.ipynb #5100c31f
 class RunError(Exception):
@@ -40,11 +41,20 @@ class Interrupted(KeyboardInterrupt):
 # %% ../nbs/lib/03_run.ipynb #12298061
 FOLDERS = ("index", "lib", "week1", "week2", "week3", "week4", "week5", "week6", "clinic")
 
-def course_root(start:str|Path|None=None,  # where to begin; the current folder when None
+def find_course(start:str|Path|None=None,  # where to begin; the current folder when None
                ) -> Path|None:             # None when there is no course here
     "The nearest folder, at or above `start`, that holds `settings.ini` and `nbs/`."
     here = Path(start or ".").resolve()
     return next((p for p in (here, *here.parents) if (p/"settings.ini").is_file() and (p/"nbs").is_dir()), None)
+
+def course_root(start:str|Path|None=None,  # where to begin; the current folder when None
+               ) -> Path:                  # that of `find_course`, else the checkout that this package lies in
+    "The checkout of the course. Raises `FileNotFoundError`, with the address to clone from, when there is none."
+    found = find_course(start) or find_course(Path(find_spec("mlcourse").origin).parent)
+    if found: return found
+    from mlcourse._modidx import d
+    url = d["settings"]["git_url"]
+    raise FileNotFoundError(f"The course's notebooks are not here. Get them with `git clone {url}` and run this command in that folder.")
 
 def course_key(rel:PurePath) -> tuple:   # sorts paths that are relative to the course, to `nbs/` or to `work/`
     "The place of a notebook in the course."
@@ -262,7 +272,7 @@ def kernel_env(path:Path,        # the notebook
     "The environment for a notebook's kernel."
     env = {k: v for k, v in os.environ.items() if k not in NOT_INHERITED}
     env |= dict(MLCOURSE_OUT=str(out/"outputs"), TOKENIZERS_PARALLELISM="false", PYDEVD_DISABLE_FILE_VALIDATION="1")
-    root = course_root(path.parent)
+    root = find_course(path.parent)
     if root and path.is_relative_to(root/"nbs"): env["MLCOURSE_EXERCISES"] = "verify"
     if tier == "tiny": env["HF_HUB_OFFLINE"] = "1"
     if jobs > 1: env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
@@ -435,15 +445,15 @@ TIMEOUT = {"tiny": 600, "12gb": 6 * 3600, "16gb": 6 * 3600}   # seconds for one 
 
 def shown_path(path:Path) -> str:   # relative to the course, else to the current folder, else absolute
     "How the report calls a notebook."
-    base = next((b for b in (course_root(path.parent), Path.cwd()) if b and path.is_relative_to(b)), None)
+    base = next((b for b in (find_course(path.parent), Path.cwd()) if b and path.is_relative_to(b)), None)
     return (path.relative_to(base) if base else path).as_posix()
 
 def select(paths:list|None) -> list[Path]:   # absolute, in course order, each once
     "The notebooks that `paths` mean; those of the course when there are none. Raises `UsageError`."
     found = set()
-    if not paths and course_root() is None:
+    if not paths and find_course() is None:
         raise UsageError("There is no course in this folder. Go to the folder of the repository, or name the notebooks to run.")
-    for p in paths or [course_root()]:
+    for p in paths or [find_course()]:
         path = Path(p).expanduser().resolve()
         if path.is_dir(): some = find_notebooks(path)
         elif not path.exists(): raise UsageError(f"There is nothing at {p}. Give the path of a notebook or of a folder with notebooks.")
@@ -537,12 +547,12 @@ def run_course(paths:list|None=None,     # notebooks and folders; the whole cour
     from rich.console import Console
     try: tier = resolve(tier).tier
     except ValueError as e: raise UsageError(str(e)) from e
-    out = Path(out or (course_root() or Path())/"_run"/tier).expanduser().resolve()
+    out = Path(out or (find_course() or Path())/"_run"/tier).expanduser().resolve()
     todo, started = prepare(paths, tier, out, jobs, timeout, params or {}), time.monotonic()
     with locked(out):
         old, note = load_report(out/"report.json")
         rows = {r["path"]: r for r in (old["notebooks"] + old.get("previous", []) if old else ())}
-        report = dict(tier=tier, commit=commit(), versions=versions(), machine=machine(), seconds=0.0, complete=False,
+        report = dict(tier=tier, commit=commit(find_course()), versions=versions(), machine=machine(), seconds=0.0, complete=False,
                       started=datetime.now(timezone.utc).isoformat(timespec="seconds"), out=str(out), jobs=jobs, parameters=params or {})
         results = {}
         for job in todo:

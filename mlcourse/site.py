@@ -9,22 +9,17 @@ from configparser import ConfigParser
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from .run import course_root
 
 # %% auto #0
-__all__ = ['PARTS', 'PLAN', 'PICTURES', 'SiteError', 'repo_root', 'Lesson', 'read_lesson', 'lessons', 'clean_text',
-           'clean_outputs', 'modules', 'symbols', 'linkify', 'signature', 'parameters', 'entry', 'reference_page',
-           'process', 'run_note', 'report_page', 'site_config', 'stage', 'mathml', 'localize', 'llms_txt', 'render',
-           'build', 'main', 'weeks', 'shrink', 'pictures', 'gallery', 'readme_text', 'readme']
+__all__ = ['PARTS', 'PLAN', 'PICTURES', 'SiteError', 'Lesson', 'read_lesson', 'lessons', 'clean_text', 'clean_outputs', 'modules',
+           'symbols', 'linkify', 'signature', 'parameters', 'entry', 'reference_page', 'process', 'run_note',
+           'report_page', 'site_config', 'stage', 'mathml', 'localize', 'llms_txt', 'render', 'build', 'main', 'weeks',
+           'shrink', 'pictures', 'gallery', 'readme_text', 'readme']
 
 # %% ../nbs/lib/06_site.ipynb #9d993db5
 class SiteError(RuntimeError):
     "The site cannot be built; the message says what to do."
-
-def repo_root() -> Path:   # the folder that holds settings.ini and nbs/
-    "The course's checkout: the folder above, or where this package lies. Raises `SiteError` outside of one."
-    for folder in (Path.cwd(), *Path.cwd().parents, Path(importlib.util.find_spec("mlcourse").origin).parent.parent):
-        if (folder/"settings.ini").is_file() and (folder/"nbs").is_dir(): return folder
-    raise SiteError("This needs the course's repository. Clone it, and call this from inside.")
 
 # %% ../nbs/lib/06_site.ipynb #1829b46b
 @dataclass(frozen=True)
@@ -54,7 +49,7 @@ def read_lesson(path:Path,   # a notebook
 def lessons(root:Path|None=None,  # the checkout; found when None
            ) -> list[Lesson]:     # the front page first, then week by week
     "Every notebook of the course in reading order."
-    nbs = (root or repo_root())/"nbs"
+    nbs = (root or course_root())/"nbs"
     paths = [nbs/"index.ipynb", *(p for part in PARTS for p in sorted((nbs/part).glob("[0-9]*.ipynb")))]
     return [read_lesson(p, nbs) for p in paths if p.exists()]
 
@@ -354,7 +349,7 @@ def stage(run_dir:str|Path,         # a course run's folder, with report.json
          ) -> Path:                 # the folder, ready to render
     "Collect what the site is rendered from. Raises `SiteError` when there is no run."
     import yaml
-    root, run_dir, folder = repo_root(), Path(run_dir), Path(folder)
+    root, run_dir, folder = course_root(), Path(run_dir), Path(folder)
     if not (run_dir/"report.json").is_file(): raise SiteError(f"There is no finished run in {run_dir}: run `make course` first.")
     if folder.exists() and any(folder.iterdir()) and not (folder/"_quarto.yml").is_file():
         raise SiteError(f"{folder} holds something else. Empty it, or stage into another folder.")
@@ -479,7 +474,7 @@ def main(run_dir:str="_run/tiny",  # a course run's folder
         ) -> None:
     "`make docs`: build the site; what is wrong is a sentence, and exit code 1."
     try: build(run_dir, out)
-    except SiteError as e: raise SystemExit(str(e)) from None
+    except (SiteError, FileNotFoundError) as e: raise SystemExit(str(e)) from None
 
 # %% ../nbs/lib/06_site.ipynb #bf223ce6
 PLAN = dict(
@@ -539,7 +534,7 @@ def pictures(run_dir:str|Path="_run/tiny",     # a course run's folder
              wanted:dict[str,str]=PICTURES,    # label of a figure's cell: its lesson
             ) -> list[Path]:                   # the files written to nbs/images
     "Store labelled figures of a run as the front page's pictures."
-    images, written = repo_root()/"nbs/images", []
+    images, written = course_root()/"nbs/images", []
     for label, lesson in wanted.items():
         cell = _labelled(Path(run_dir)/"nbs", label, lesson) or dict(outputs=[])
         pngs = [o["data"]["image/png"] for o in cell["outputs"] if "image/png" in o.get("data", {})]
@@ -552,7 +547,7 @@ def pictures(run_dir:str|Path="_run/tiny",     # a course run's folder
 def gallery(root:Path|None=None,  # the checkout; found when None
            ) -> str:              # Markdown, links from `nbs/`; empty when there are no pictures yet
     "The front page's pictures with their alt text, each linked to its lesson."
-    nbs, lines = (root or repo_root())/"nbs", []
+    nbs, lines = (root or course_root())/"nbs", []
     for label, path in PICTURES.items():
         cell = _labelled(nbs, label, path)
         if cell is None or not (nbs/f"images/{label}.png").is_file(): continue
@@ -563,7 +558,7 @@ def gallery(root:Path|None=None,  # the checkout; found when None
 def readme_text(root:Path|None=None,  # the checkout; found when None
                ) -> str:              # Markdown
     "The README, from the front page: prose and shown code, lists filled in, links made right for GitHub."
-    root = root or repo_root()
+    root = root or course_root()
     fills, parts = {"weeks": weeks, "gallery": gallery}, []
     for cell in json.loads((root/"nbs/index.ipynb").read_text(encoding="utf-8"))["cells"]:
         source = _joined(cell["source"])
@@ -578,6 +573,6 @@ def readme_text(root:Path|None=None,  # the checkout; found when None
 
 def readme() -> Path:   # the file
     "Write README.md from the front page."
-    path = repo_root()/"README.md"
+    path = course_root()/"README.md"
     path.write_text(readme_text(), encoding="utf-8")
     return path

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import nbformat, pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from mlcourse.exercises import ExerciseError, LessonProgress, find_exercises, notebook_diff, passed, progress, read_notebook, start, update
+from mlcourse.exercises import ExerciseError, LessonProgress, find_exercises, notebook_diff, passed, progress, read_cells, start, update
 
 STUB = "def double(x): ...  # your code"
 CHECK = '@exercise(double, lesson="week1/01_toy", hint="Add it to itself.")\ndef check(double): assert double(3) == 6, "double(3) is not 6"'
@@ -141,5 +141,5 @@ def test_diff_of_equal_and_of_broken_notebooks(course, tmp_path):
     path = course / "nbs" / "week1" / "01_toy.ipynb"
     assert notebook_diff(path, path) == ""
     (tmp_path / "broken.ipynb").write_text("[]")
-    with pytest.raises(ValueError, match="is not a notebook"): read_notebook(tmp_path / "broken.ipynb")
-    assert find_exercises(read_notebook(path))[0].solution == 2
+    with pytest.raises(ValueError, match="is not a notebook"): read_cells(tmp_path / "broken.ipynb")
+    assert find_exercises(read_cells(path))[0].solution == 2
