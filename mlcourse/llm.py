@@ -58,6 +58,7 @@ def _quiet():
 def _unpack_gguf(gguf:Path, folder:Path):
     "Write the GGUF's weights, in bf16, and its tokenizer as an ordinary model folder."
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    print(f"Unpacking {gguf.name} to bf16. This happens once, and takes about half a minute.")
     source = dict(pretrained_model_name_or_path=str(gguf.parent), gguf_file=gguf.name)
     AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True))

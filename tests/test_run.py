@@ -74,6 +74,7 @@ def report(out: Path) -> dict: return json.loads((out / "report.json").read_text
 def statuses(out: Path) -> list[str]: return [r["status"] for r in report(out)["notebooks"]]
 
 
+@pytest.mark.slow
 def test_kill_9_half_way_then_resume(tmp_path, start, run):
     log = "open('log', 'a').write('{} ')"
     write(tmp_path, "nb/01_a", log.format("a"))
@@ -98,6 +99,7 @@ def test_kill_9_half_way_then_resume(tmp_path, start, run):
     assert not list(out.rglob("*.part"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted(tmp_path, start, number):
     write(tmp_path, "01_a", NOTE_PID, "import subprocess", "child = subprocess.Popen(['sleep', '600'])",
@@ -112,6 +114,7 @@ def test_interrupted(tmp_path, start, number):
     assert gone(kernel) and gone(child)
 
 
+@pytest.mark.slow
 def test_timeout_kills_the_group_while_another_goes_on(tmp_path, run):
     write(tmp_path, "nb/01_hangs", "import pathlib, subprocess", "child = subprocess.Popen(['sleep', '600'])",
           "far = subprocess.Popen(['sleep', '600'], start_new_session=True)",
@@ -132,6 +135,7 @@ def test_timeout_kills_the_group_while_another_goes_on(tmp_path, run):
     assert "ran past its limit" in killed.cells[-1].outputs[-1].text
 
 
+@pytest.mark.slow
 def test_kernel_is_ours_and_clean(tmp_path, run):
     "The running Python whatever kernels are installed, an environment of its own, and nothing left behind."
     spec = tmp_path / "share/kernels/python3/kernel.json"
@@ -192,6 +196,7 @@ def test_exit_code_2_and_one_sentence(tmp_path, run):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 def test_disk_full_and_two_at_once(tmp_path, run):
     write(tmp_path, "good", "1 + 1")
     code, out, err = run("good.ipynb", "--out", "out", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200)))
