@@ -20,6 +20,8 @@ __all__ = ['LAZY', 'HELP', 'ORDER', 'app', 'Work', 'as_command', 'Trouble', 'Laz
 # %% ../nbs/lib/05_cli.ipynb #be8e72af
 LAZY = {   # name: (module:function, or module:typer app, and the line for the help)
     "doctor": ("mlcourse.doctor:main", "What this machine has, what it lacks, and what fits on it."),
+    "plan": ("mlcourse.vram:plan", "Predict the memory of a workload, and whether it fits a card."),
+    "bench": ("mlcourse.vram:bench", "Compare the course's tools with others, on measurements."),
 }
 
 # %% ../nbs/lib/05_cli.ipynb #66dd2cfe
@@ -75,7 +77,7 @@ class LazyCommand(TyperCommand):
     def make_context(self, info_name, args, parent=None, **extra): return self.load().make_context(info_name, args, parent=parent, **extra)
 
 # %% ../nbs/lib/05_cli.ipynb #f6ccc72c
-ORDER = ("doctor", "run", "start", "update", "progress", "docs")   # of the help; others follow by name
+ORDER = ("doctor", "plan", "run", "start", "update", "progress", "docs", "bench")   # of the help; others follow by name
 
 class Commands(TyperGroup):
     "The commands of this page and those of the table."

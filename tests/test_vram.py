@@ -1,0 +1,186 @@
+"""The VRAM planner: its catalogue, its sentences, its decision, its command, and its step run for real on the processor."""
+import json, subprocess, sys
+from pathlib import Path
+
+import pytest
+
+from mlcourse import vram
+from mlcourse.vram import Plan, PlanError
+from mlcourse.workloads import t4_rows
+
+ROOT = Path(__file__).resolve().parent.parent
+CLI = [sys.executable, "-m", "mlcourse.cli"]
+JSON_KEYS = {"peak_allocated_mib", "peak_reserved_mib", "context_mib", "process_mib", "fits", "peak_op", "peak_module", "margin_pct", "remedies"}
+TINY = dict(model_type="llama", hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+            vocab_size=512, max_position_embeddings=512, tie_word_embeddings=True)
+
+
+@pytest.fixture
+def tiny(tmp_path, cache) -> str:
+    "A folder with the configuration of a model of two thin layers; the cache is empty."
+    (tmp_path / "config.json").write_text(json.dumps(TINY))
+    return str(tmp_path)
+
+
+@pytest.fixture
+def command(environment, tmp_path, cache):
+    "Run `mlcourse` to its end, offline: exit code, standard output, standard error."
+    def call(*args):
+        done = subprocess.run([*CLI, *args], cwd=tmp_path, env=environment | {"HF_HUB_OFFLINE": "1", "MLCOURSE_CACHE": str(cache)},
+                              capture_output=True, text=True, timeout=300)
+        return done.returncode, done.stdout, done.stderr
+    return call
+
+
+# ---------------------------------------------------------------- the catalogue
+
+@pytest.mark.parametrize("name", vram.catalogue())
+def test_paper_gives_the_published_parameter_count(name):
+    entry = vram.catalogue()[name]
+    assert sum(vram.parameters(entry["config"])) == entry["parameters"]
+    assert entry["source"] == f"https://huggingface.co/{name}/blob/main/config.json"
+
+
+@pytest.mark.parametrize("said, meant", [
+    ("llama-3.1-8b-instruct", "meta-llama/Llama-3.1-8B-Instruct"), ("LLAMA-3.1-8B", "meta-llama/Llama-3.1-8B-Instruct"),
+    ("qwen2.5-coder-7b-instruct", "Qwen/Qwen2.5-Coder-7B-Instruct"), ("llama-2-13b-chat", "meta-llama/Llama-2-13b-chat-hf"),
+    ("mistral-7b-instruct-v0.3", "mistralai/Mistral-7B-Instruct-v0.3"), ("smollm2-135m-instruct", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+    ("HuggingFaceTB/SmolLM2-1.7B", "HuggingFaceTB/SmolLM2-1.7B-Instruct"), ("phi-3-mini-4k-instruct", "microsoft/Phi-3-mini-4k-instruct"),
+    ("gemma-7b-it", "google/gemma-7b-it")])
+def test_names(said, meant):
+    assert vram.find_config(said)[0] == meant
+
+
+def test_names_of_the_registry_resolve():
+    from mlcourse.assets import ASSETS
+    models = [n for n, a in ASSETS.items() if a.kind == "hub" and not a.file]
+    assert models and all(vram.find_config(n) for n in models)
+
+
+def test_local_config(tiny):
+    assert vram.find_config(tiny)[1] == vram.find_config(tiny + "/config.json")[1] == TINY
+
+
+@pytest.mark.parametrize("text, says", [("not json", "JSON"), ("[1]", "no table"), ("{}", "model_type"), ('{"model_type": "llama"}', "hidden_size"),
+                                        (json.dumps(TINY | {"hidden_size": -4}), "hidden_size")])
+def test_broken_config(tmp_path, text, says):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(PlanError, match=says): vram.find_config(str(tmp_path))
+
+
+def test_no_config_in_folder(tmp_path):
+    with pytest.raises(PlanError, match="no config.json"): vram.find_config(str(tmp_path))
+
+
+# ---------------------------------------------------------------- sentences
+
+@pytest.mark.parametrize("bad, says", [
+    (dict(seq=0), "seq"), (dict(seq=10_000_000), "131,072"), (dict(batch=-1), "batch"), (dict(batch=0), "batch"), (dict(vram=0), "vram"),
+    (dict(vram=-12), "vram"), (dict(vram=float("nan")), "vram"), (dict(rank=0), "rank"), (dict(rank=50_000), "rank"), (dict(task="sleep"), "qlora"),
+    (dict(attn="magic"), "sdpa"), (dict(dtype="fp8"), "bf16"), (dict(optim="sgd"), "adamw"), (dict(recipe="cake"), "trl"),
+    (dict(targets=("wq",)), "q_proj"), (dict(context_mib=-1), "context_mib"), (dict(vram=0.3), "nothing is left")])
+def test_absurd_values(bad, says):
+    with pytest.raises(PlanError, match=says): vram.check(Plan("llama-3.1-8b", **bad))
+
+
+@pytest.mark.parametrize("args, says", [
+    (["lama-3.1-8b"], "Llama-3.1-8B"), (["nobody/nothing"], "nobody/nothing"), (["./nowhere"], "no file or folder"), ([""], "No model"),
+    (["smollm2-135m", "--seq", "0"], "seq"), (["smollm2-135m", "--seq", "many"], "integer"), (["smollm2-135m", "--task", "x"], "task"), ([], "model")])
+def test_bad_usage_is_a_sentence(command, args, says):
+    code, out, err = command("plan", *args)
+    assert (code, out) == (2, "") and says.lower() in err.lower() and "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_measure_without_a_card(command):
+    import torch
+    if torch.cuda.is_available(): return
+    code, _, err = command("plan", "smollm2-135m", "--measure")
+    assert code == 2 and "CUDA card" in err and "Traceback" not in err
+
+
+def test_import_is_light():
+    code = "import sys, mlcourse.vram; print(sorted({'torch', 'transformers', 'numpy', 'pandas', 'matplotlib'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip() == "[]"
+
+
+# ---------------------------------------------------------------- the decision
+
+@pytest.mark.slow
+def test_json(command, tiny):
+    code, out, _ = command("plan", tiny, "--seq", "64", "--json")
+    answer = json.loads(out)
+    assert (code, set(answer), answer["fits"], answer["remedies"]) == (0, JSON_KEYS, True, [])
+    assert 0 < answer["peak_allocated_mib"] <= answer["peak_reserved_mib"] < answer["process_mib"]
+    assert answer["process_mib"] == pytest.approx(answer["peak_reserved_mib"] + answer["context_mib"], abs=0.2)
+
+
+@pytest.mark.slow
+def test_table_and_exit_code(command, tiny):
+    code, out, _ = command("plan", tiny, "--seq", "64", "--vram", "0.7", "--desktop-mib", "450", "--context-mib", "250")
+    assert code == 1 and "Does not fit" in out and "margin" in out and "desktop" in out
+
+
+@pytest.mark.parametrize("task", ["infer", "lora", "qlora", "full"])
+@pytest.mark.parametrize("recipe", ["trl", "kbit"])
+def test_every_task(tiny, task, recipe):
+    p = vram.predict(tiny, task=task, seq=64, recipe=recipe)
+    assert p.fits and p.peak_op and sum(p.parts.values()) == pytest.approx(p.peak_allocated_mib, rel=0.02)
+
+
+def test_longer_takes_more(tiny):
+    assert vram.predict(tiny, seq=512).peak_allocated_mib > vram.predict(tiny, seq=64).peak_allocated_mib
+    assert vram.predict(tiny, seq=64, batch=8).peak_allocated_mib > vram.predict(tiny, seq=64).peak_allocated_mib
+
+
+def test_the_context_that_is_given_counts(tiny):
+    a, b = vram.predict(tiny, seq=64, context_mib=100), vram.predict(tiny, seq=64, context_mib=300)
+    assert b.process_mib - a.process_mib == pytest.approx(200)
+
+
+def test_cache_is_used(tiny, monkeypatch):
+    first = vram.predict(tiny, seq=64)
+    from mlcourse import workloads
+    monkeypatch.setattr(workloads, "run", lambda *a, **k: pytest.fail("traced again"))
+    vram._trace_of.cache_clear()
+    assert vram.predict(tiny, seq=64, vram=24).peak_reserved_mib == first.peak_reserved_mib
+
+
+@pytest.mark.slow
+def test_remedies_are_measured(tiny):
+    p = vram.predict(tiny, seq=512, batch=16, recipe="kbit", attn="eager", checkpointing=False)
+    tight = (p.process_mib + vram.DESKTOP_MIB) * 0.8 / 1024
+    p = vram.predict(p.plan, vram=tight, remedies=True)
+    assert not p.fits and any(r["fits"] for r in p.remedies)
+    for r in p.remedies: assert r["saving_mib"] > 0 and r["process_mib"] == pytest.approx(p.process_mib - r["saving_mib"], abs=0.2)
+
+
+# ---------------------------------------------------------------- beside measurements
+
+@pytest.mark.slow
+def test_a_measured_row():
+    row = next(r for r in t4_rows() if "135M" in r["model_id"] and r["seq_len"] == 512)
+    found, = vram.against([row])
+    assert abs(found["peak_error_pct"]) < 2.5 and abs(found["process_error_pct"]) < 13
+
+
+@pytest.mark.slow
+def test_all_measured_rows():
+    found = vram.against(t4_rows())
+    peak, process = ([abs(f[k]) for f in found] for k in ("peak_error_pct", "process_error_pct"))
+    assert len(found) == 57
+    assert sum(peak) / 57 < 1 and max(peak) < 2.5
+    assert sum(process) / 57 < 5 and max(process) <= vram.MARGIN["train"]   # the margin that every answer states
+
+
+@pytest.mark.slow
+def test_llama_8b_fits_by_one_path_only():
+    new, old = (vram.predict("llama-3.1-8b", recipe=r) for r in ("trl", "kbit"))
+    assert new.fits and not old.fits
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task, recipe", [("qlora", "trl"), ("qlora", "kbit"), ("lora", "kbit"), ("full", "trl"), ("infer", "trl")])
+def test_the_real_step_runs(tiny, task, recipe):
+    plan = Plan(tiny, task, seq=32, rank=4, recipe=recipe)
+    vram.real_steps(vram.build_real(plan, "cpu"), plan, "cpu")
