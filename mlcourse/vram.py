@@ -632,7 +632,7 @@ def benchmark(rows:list[dict],          # of `mlcourse.workloads.t4_rows`
                   too_low=sum(v < 0 for v in e)) for m, e in answers.items()]
     return sorted(table, key=lambda r: r["mean_error_pct"])
 
-# %% ../nbs/week1/02_vram.ipynb #665e1c0a
+# %% ../nbs/week1/02_vram.ipynb #78bec825
 bench = typer.Typer(add_completion=False, help="Compare the course's tools with others, on measurements.", context_settings=dict(help_option_names=["-h", "--help"]))
 
 @bench.callback()
@@ -654,7 +654,8 @@ def bench_vram(rows:Annotated[int, typer.Option(help="How many of the measured r
     for name in ("method", "rows", "mean error, %", "worst error, %", "rows set too low"): grid.add_column(name)
     for r in table: grid.add_row(*map(str, r.values()))
     console().print(grid)
-    console().print("fitcheck-llm's overhead for the T4 was fitted on runs of this card, by the project that measured these rows; the planner was not fitted.")
+    console().print("fitcheck-llm's overhead for the T4 was fitted on runs of this card, by the project that measured these rows. "
+                    "No number of the planner was fitted, but its rule for where new segments lie was inferred from them.")
 
 # %% ../nbs/week1/02_vram.ipynb #cad52c8a
 def _needs_card():
