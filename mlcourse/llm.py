@@ -171,13 +171,13 @@ def generate(model,                                # a causal language model of 
 
 # %% ../nbs/week1/03_hello_llm.ipynb #fc931667
 def next_token_probs(logits:Tensor,          # shape (vocabulary,)
-            temperature:float=1.0,  # above 0
-            top_k:int=0,            # keep so many tokens; 0 keeps all
-            top_p:float=1.0,        # keep the smallest set that reaches this probability
-           ) -> Tensor:             # probabilities, shape (vocabulary,), summing to 1
+                     temperature:float=1.0,  # above 0
+                     top_k:int=0,            # keep so many tokens; 0 keeps all
+                     top_p:float=1.0,        # keep the smallest set that reaches this probability
+                    ) -> Tensor:             # probabilities, shape (vocabulary,), summing to 1; in 64 bits if `logits` are
     "Temperature, then top-k, then top-p. Raises `ValueError` for a temperature of 0 or below."
     if temperature <= 0: raise ValueError("temperature must be above 0; for greedy decoding take the argmax instead")
-    logits = logits.float() / temperature
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
     if top_k: logits = logits.masked_fill(logits < logits.topk(min(top_k, len(logits))).values[-1], -torch.inf)
     probs, order = logits.softmax(-1).sort(descending=True)
     probs[probs.cumsum(-1) - probs >= top_p] = 0        # a token goes if those before it already reach p
