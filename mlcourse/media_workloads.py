@@ -24,9 +24,10 @@ from .workloads import AdamW8bit, MatMul4Bit, attention as fused_attention, quie
 __all__ = ['LIFTED', 'aten', 'SD15_UNET', 'SD_VAE', 'CLIP_L', 'CLIP_VISION', 'SDXL_UNET', 'CLIP_G', 'VIT_TINY', 'DDPM_CIFAR',
            'WHISPER', 'LLAVA_TEXT', 'LLAVA_VISION', 'IMAGE_TOKENS', 'CONTEXT', 'DREAMBOOTH', 'SDXL_BLOG',
            'WHISPER_README', 'ROWS', 'hollow', 'n_params', 'cast', 'LikeCuda', 'ConvWorkspace', 'Assume', 'follow',
-           'gb', 'optimizer', 'backward', 'train', 'diffusion_parts', 'diffusion_infer', 'diffusion_train', 'vit_train',
-           'ddpm_train', 'yolo_model', 'yolo_train', 'yolo_probe', 'whisper_infer', 'whisper_train', 'Linear4bit',
-           'in_4bit', 'llava_model', 'llava_infer', 'llava_qlora', 'Row', 'predicted', 'media_table']
+           'gb', 'optimizer', 'backward', 'train', 'diffusion_parts', 'encode_text', 'diffusion_infer',
+           'diffusion_train', 'vit_train', 'ddpm_train', 'yolo_model', 'yolo_train', 'yolo_probe', 'whisper_infer',
+           'whisper_train', 'Linear4bit', 'in_4bit', 'llava_model', 'llava_infer', 'llava_qlora', 'media_trace', 'Row',
+           'predicted', 'media_table']
 
 # %% ../nbs/lib/09_media_workloads.ipynb #6662579c
 def hollow(build:Callable[[], nn.Module],  # makes the model, from a configuration
@@ -198,6 +199,17 @@ def diffusion_parts(version="1.5",        # "1.5" or "xl"
     if safety: parts["safety"] = lambda: CLIPVisionModel(CLIPVisionConfig(**CLIP_VISION))
     return {name: hollow(build, dtype).eval().requires_grad_(False) for name, build in parts.items()}
 
+def encode_text(parts:dict[str, nn.Module],  # of `diffusion_parts`
+                n:int,                       # prompts
+               ):                            # hidden states (n, 77, width), and SDXL's pooled vector (n, 1280) or None
+    "What the U-Net is told, by one text encoder or by SDXL's two."
+    ids, hidden, pooled = torch.zeros(n, 77, dtype=torch.long), [], None
+    for name in (name for name in ("text", "text_2") if name in parts):
+        out = parts[name](ids, output_hidden_states=True)
+        hidden.append(out.hidden_states[-2] if "text_2" in parts else out.last_hidden_state)
+        if name == "text_2": pooled = out.text_embeds
+    return torch.cat(hidden, -1), pooled
+
 # %% ../nbs/lib/09_media_workloads.ipynb #4873134a
 def diffusion_infer(version="1.5",        # "1.5" or "xl"
                     size=None,            # pixels of an edge; None for the model's own, 512 or 1024
@@ -224,12 +236,8 @@ def diffusion_infer(version="1.5",        # "1.5" or "xl"
 
         @torch.no_grad()
         def encode():
-            ids, hidden, pooled = torch.zeros(2, 77, dtype=torch.long), [], None
-            for name in (n for n in ("text", "text_2") if n in parts):
-                out = parts[name](ids, output_hidden_states=True)
-                hidden.append(out.hidden_states[-2] if xl else out.last_hidden_state)
-                if name == "text_2": pooled = out.text_embeds.repeat_interleave(batch, 0)
-            return torch.cat(hidden, -1).repeat_interleave(batch, 0), pooled
+            text, pooled = encode_text(parts, 2)
+            return text.repeat_interleave(batch, 0), pooled.repeat_interleave(batch, 0) if xl else None
 
         @torch.no_grad()
         def denoise(text, pooled):
@@ -266,18 +274,21 @@ def diffusion_infer(version="1.5",        # "1.5" or "xl"
 # %% ../nbs/lib/09_media_workloads.ipynb #4c1f6ae4
 def diffusion_train(lora=0,                # rank of LoRA on the attention layers; 0 trains the whole U-Net, in 32 bit
                     batch=1,               # pictures at a time
-                    size=512,              # pixels of an edge
+                    size=None,             # pixels of an edge; None for the model's own, 512 or 1024
                     checkpointing=True,    # gradient checkpointing
                     eight_bit=True,        # 8-bit Adam
                     cached=True,           # latents and text embeddings were computed before; else both encoders are on the card
                     precision=torch.float16,  # of autocast; float32 turns it off
                     foreach=False,         # the optimizer's one-pass variant, default since PyTorch 2.0
+                    version="1.5",         # "1.5" or "xl"
                    ) -> Trace:
-    "Trace two training steps of SD 1.5's U-Net: DreamBooth, or LoRA."
+    "Trace two training steps of a Stable Diffusion U-Net: DreamBooth, or LoRA."
     from diffusers import UNet2DConditionModel
     from peft import LoraConfig
+    xl = version == "xl"
+    size = size or (1024 if xl else 512)
     def build():
-        unet = UNet2DConditionModel(**SD15_UNET)
+        unet = UNet2DConditionModel(**(SDXL_UNET if xl else SD15_UNET))
         if not lora: return unet
         nn.Module.to(unet.requires_grad_(False), precision).add_adapter(LoraConfig(r=lora, lora_alpha=lora, target_modules=["to_k", "to_q", "to_v", "to_out.0"]))
         for p in unet.parameters():
@@ -286,17 +297,18 @@ def diffusion_train(lora=0,                # rank of LoRA on the attention layer
     with fake():
         unet = hollow(build).train()
         if checkpointing: unet.enable_gradient_checkpointing()
-        parts = {} if cached else {k: m for k, m in diffusion_parts("1.5", precision).items() if k in ("text", "vae")}
+        parts = {} if cached else {k: m for k, m in diffusion_parts(version, precision).items() if k in ("text", "text_2", "vae")}
         opt = optimizer(unet.parameters(), eight_bit, foreach)
 
         def loss_of():
-            if cached: x, text = torch.empty(batch, 4, size // 8, size // 8), torch.empty(batch, 77, 768)
+            if cached: x, text, pooled = torch.empty(batch, 4, size // 8, size // 8), torch.empty(batch, 77, 2048 if xl else 768), torch.empty(batch, 1280)
             else:
                 with torch.no_grad():
                     x = parts["vae"].encode(torch.empty(batch, 3, size, size, dtype=precision)).latent_dist.mode()
-                    text = parts["text"](torch.zeros(batch, 77, dtype=torch.long)).last_hidden_state
+                    text, pooled = encode_text(parts, batch)
+            extra = dict(added_cond_kwargs=dict(text_embeds=pooled, time_ids=torch.empty(batch, 6))) if xl else {}
             noise = torch.empty_like(x)
-            return F.mse_loss(unet(x + noise, torch.zeros(batch, dtype=torch.long), encoder_hidden_states=text).sample.float(), noise.float())
+            return F.mse_loss(unet(x + noise, torch.zeros(batch, dtype=torch.long), encoder_hidden_states=text, **extra).sample.float(), noise.float())
 
         return follow(lambda: train(loss_of, opt, precision), unet, *parts.values(), batch=batch, size=size, lora=lora)
 
@@ -546,6 +558,30 @@ def llava_qlora(tokens=128,             # of text behind the picture
         opt = optimizer(model.parameters(), eight_bit)
         count = Assume(count=lambda m: batch * IMAGE_TOKENS * m.shape[-1])
         return follow(lambda: train(loss_of, opt, dtype), model, assume=count, batch=batch, tokens=tokens)
+
+# %% ../nbs/lib/09_media_workloads.ipynb #a71c0de1
+def media_trace(name:str,                 # such as sd-1.5, sdxl, vit-tiny, ddpm-cifar, yolov8n, whisper-small or llava-1.5-7b
+                task:str,                 # infer, lora, qlora or full
+                batch:int=1,              # pictures or clips at a time
+                rank:int=16,              # of the adapters
+                seq:int=128,              # tokens of text, where there is text to train on or to write
+                checkpointing:bool=True,  # compute activations again in backward?
+                eight_bit:bool=False,     # 8-bit states of the optimizer?
+               ) -> Trace:
+    "The trace of a workload by its name. Raises `KeyError` for a name and task that are not paired here."
+    size = name.removeprefix("whisper-")
+    train = dict(batch=batch, checkpointing=checkpointing, eight_bit=eight_bit)
+    sd = dict(version="xl" if name == "sdxl" else "1.5")
+    kinds = {("sd", "infer"): lambda: diffusion_infer(batch=batch, **sd),
+             ("sd", "lora"): lambda: diffusion_train(lora=rank, cached=False, foreach=True, **sd, **train),
+             ("sd", "full"): lambda: diffusion_train(cached=False, foreach=True, **sd, **train),
+             ("vit", "full"): lambda: vit_train(batch), ("ddpm", "full"): lambda: ddpm_train(batch),
+             ("yolo", "full"): lambda: yolo_train(name[-1], batch),
+             ("whisper", "infer"): lambda: whisper_infer(size), ("whisper", "full"): lambda: whisper_train(size, tokens=seq, **train),
+             ("llava", "infer"): lambda: llava_infer(seq, batch), ("llava", "qlora"): lambda: llava_qlora(seq, rank=rank, **train)}
+    family = next(f for f, _ in kinds if name.startswith(f))
+    return kinds[family, task]()
+
 
 # %% ../nbs/lib/09_media_workloads.ipynb #c2161a46
 CONTEXT = 141 * 2**20   # bytes; measured on a Tesla T4, CUDA 12.8, the rows of `mlcourse.workloads`

@@ -15,13 +15,14 @@ import typer
 import mlcourse
 
 # %% auto #0
-__all__ = ['MIB', 'GIB', 'DATA', 'SUFFIXES', 'NEEDED', 'CONTEXT_MIB', 'DESKTOP_MIB', 'CARD_MIB', 'TARGETS', 'LINEAR', 'CHOICES',
-           'TRACED', 'PARTS', 'MARGIN', 'BAND', 'COLOURS', 'LETTERS', 'bench', 'PlanError', 'catalogue', 'short_names',
-           'near', 'read_config', 'from_hub', 'find_config', 'layer_shapes', 'parameters', 'weight_bytes',
-           'adapter_parameters', 'training_bytes', 'activation_bytes', 'logits_bytes', 'kv_bytes', 'card_mib', 'Plan',
-           'check', 'by_rules', 'trace', 'save_trace', 'load_trace', 'traced', 'parts_at_peak', 'Prediction', 'predict',
-           'stack', 'plot_stack', 'plot_timeline', 'options', 'find_remedies', 'bar', 'show', 'plan', 'planner',
-           't4_plan', 'against', 'benchmark', 'bench_vram', 'build_real', 'real_steps', 'measure_step', 'show_measured']
+__all__ = ['MIB', 'GIB', 'DATA', 'SUFFIXES', 'NEEDED', 'CONTEXT_MIB', 'DESKTOP_MIB', 'CARD_MIB', 'MEDIA', 'TARGETS', 'LINEAR',
+           'CHOICES', 'TRACED', 'PARTS', 'MARGIN', 'BAND', 'COLOURS', 'LETTERS', 'bench', 'PlanError', 'catalogue',
+           'short_names', 'near', 'read_config', 'from_hub', 'find_config', 'layer_shapes', 'parameters',
+           'weight_bytes', 'adapter_parameters', 'training_bytes', 'activation_bytes', 'logits_bytes', 'kv_bytes',
+           'card_mib', 'Plan', 'check', 'by_rules', 'trace', 'save_trace', 'load_trace', 'traced', 'parts_at_peak',
+           'Prediction', 'predict', 'stack', 'plot_stack', 'plot_timeline', 'options', 'find_remedies', 'bar', 'show',
+           'plan', 'planner', 't4_plan', 'against', 'benchmark', 'bench_vram', 'build_real', 'real_steps',
+           'measure_step', 'show_measured']
 
 # %% ../nbs/week1/02_vram.ipynb #b4873856
 MIB, GIB = 2**20, 2**30
@@ -52,8 +53,8 @@ def short_names() -> dict[str, str]:   # lower-case name: the hub name whose num
 
 def near(name:str) -> str:   # " Near matches: …", or what there is
     "Names like `name`."
-    found = difflib.get_close_matches(name.lower().rpartition("/")[2], [n for n in short_names() if "/" not in n], n=4, cutoff=0.5)
-    names = list(dict.fromkeys(short_names()[n] for n in found)) or list(catalogue())
+    found = difflib.get_close_matches(name.lower().rpartition("/")[2], [*MEDIA, *(n for n in short_names() if "/" not in n)], n=4, cutoff=0.5)
+    names = list(dict.fromkeys(short_names().get(n, n) for n in found)) or [*catalogue(), *MEDIA]
     return f"{'Near matches' if found else 'The catalogue has'}: {', '.join(names)}."
 
 
@@ -177,6 +178,9 @@ def card_mib(vram_gb:float) -> int:
     return CARD_MIB.get(vram_gb, int(vram_gb * 1024))
 
 # %% ../nbs/week1/02_vram.ipynb #a7c6f938
+MEDIA = {   # pictures and sound: name and tasks; the numbers of their models are in `mlcourse.media_workloads`
+    "sd-1.5": ("infer", "lora", "full"), "sdxl": ("infer", "lora"), "vit-tiny": ("full",), "ddpm-cifar": ("full",), "llava-1.5-7b": ("infer", "qlora"),
+    **{f"yolov8{s}": ("full",) for s in "nsmlx"}, **{f"whisper-{s}": ("infer", "full") for s in ("tiny", "base", "small", "medium", "large-v2", "turbo")}}
 TARGETS = {"phi3": ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")}
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 CHOICES = dict(task=("qlora", "lora", "full", "infer"), attn=("sdpa", "eager"), dtype=("bf16", "fp16"),
@@ -198,11 +202,18 @@ class Plan:
     recipe: str = "trl"              # trl: its chunked loss, no casts; kbit: the old casts and the plain loss
     double_quant: bool = True        # quantize the scales of NF4 as well?
     checkpointing: bool = True       # compute activations again in backward?
+    accumulation: int = 1            # forward and backward passes before a step of the optimizer
+    four_bit: bool = False           # 4-bit weights for infer; qlora has them anyway
+    read_ahead: int = 0              # 16-bit weights that are read before the one being quantized is done: 0 in today's transformers, some 40 in 5.0
     context_mib: float | None = None # CUDA context, where it is known
     desktop_mib: float = DESKTOP_MIB # what others have of the card
 
     @property
     def trains(self) -> bool: return self.task != "infer"
+    @property
+    def is_media(self) -> bool: return self.model.strip().lower() in MEDIA
+    @property
+    def packed(self) -> bool: return self.task == "qlora" or (self.task == "infer" and self.four_bit)
     @property
     def kernel(self) -> str: return "efficient" if self.dtype == "fp16" else "auto"   # cards that need fp16 know no FlashAttention
     @property
@@ -215,7 +226,7 @@ def check(plan:Plan) -> tuple[str, dict]: # the model's full name and its config
     "Refuse what makes no sense. Raises `PlanError`."
     for name, allowed in CHOICES.items():
         if getattr(plan, name) not in allowed: raise PlanError(f"There is no {name} {getattr(plan, name)!r}. Choose one of: {', '.join(allowed)}.")
-    for name, least, most in (("seq", 1, 2**24), ("batch", 1, 65536), ("rank", 1, 65536)):
+    for name, least, most in (("seq", 1, 2**24), ("batch", 1, 65536), ("rank", 1, 65536), ("accumulation", 1, 65536), ("read_ahead", 0, 65536)):
         value = getattr(plan, name)
         if not least <= value <= most: raise PlanError(f"{name} must be a whole number from {least} to {most:,}, and {value} is not.")
     if not 0 < plan.vram <= 4096: raise PlanError(f"vram is the card's memory in GB, above 0; {plan.vram:g} is no such thing.")
@@ -223,6 +234,7 @@ def check(plan:Plan) -> tuple[str, dict]: # the model's full name and its config
         value = getattr(plan, name)
         if value is not None and not 0 <= value < 2**20: raise PlanError(f"{name} is a number of MiB, 0 or above; {value:g} is no such thing.")
     if plan.room_mib <= 0: raise PlanError(f"Of {card_mib(plan.vram):,} MiB nothing is left beside the CUDA context and the desktop.")
+    if plan.is_media: return _check_media(plan)
     name, config = find_config(plan.model)
     longest = config.get("max_position_embeddings")
     if longest and plan.seq > longest: raise PlanError(f"{name} was made for {longest:,} tokens at most, and seq is {plan.seq:,}.")
@@ -233,6 +245,13 @@ def check(plan:Plan) -> tuple[str, dict]: # the model's full name and its config
         if plan.rank > config["hidden_size"]: raise PlanError(f"A rank of {plan.rank} is no low rank: {name} is {config['hidden_size']} wide.")
     return name, config
 
+def _check_media(plan:Plan) -> tuple[str, dict]:
+    name = plan.model.strip().lower()
+    if plan.task not in MEDIA[name]: raise PlanError(f"{name} is planned for --task {' or '.join(MEDIA[name])}, not for {plan.task}.")
+    if name.startswith("whisper") and plan.seq > 448: raise PlanError(f"{name} writes 448 tokens at most, and seq is {plan.seq:,}. Say --seq 128.")
+    return name, dict(media=name)
+
+
 # %% ../nbs/week1/02_vram.ipynb #bc16eedf
 def by_rules(plan:Plan,
             ) -> dict[str, float]:  # part: MiB; their sum is the rules' answer
@@ -241,7 +260,7 @@ def by_rules(plan:Plan,
     matrices, rest = parameters(c)
     adapters = adapter_parameters(c, plan.rank, plan.targets) if plan.task in ("lora", "qlora") else 0
     trained, width = (matrices + rest, 2) if plan.task == "full" else (adapters, 2 if (plan.task, plan.recipe) == ("qlora", "trl") else 4)
-    parts = dict(weights=weight_bytes(c, plan.task == "qlora", plan.double_quant) + width * adapters)
+    parts = dict(weights=weight_bytes(c, plan.packed, plan.double_quant) + width * adapters)
     if plan.trains:
         parts |= training_bytes(trained, plan.optim, width)
         parts["activations"] = activation_bytes(c, plan.seq, plan.batch, plan.attn, plan.checkpointing)
@@ -258,12 +277,13 @@ def trace(step,       # a function without arguments: build a model, run it, tra
     return follow(step, **options)
 
 # %% ../nbs/week1/02_vram.ipynb #635af285
-TRACED = ("task", "seq", "batch", "rank", "targets", "attn", "dtype", "optim", "recipe", "double_quant", "checkpointing")
+TRACED = ("task", "seq", "batch", "rank", "targets", "attn", "dtype", "optim", "recipe", "double_quant", "checkpointing", "accumulation",
+          "four_bit", "read_ahead")
 
 def _key(plan:Plan, config:dict) -> str:
     "What a trace depends on: the workload, the configuration, the libraries, and the code that makes traces."
     code = hashlib.sha256()
-    for name in ("trace", "workloads"): code.update((Path(mlcourse.__file__).parent/f"{name}.py").read_bytes())
+    for name in ("trace", "workloads", "media_workloads"): code.update((Path(mlcourse.__file__).parent/f"{name}.py").read_bytes())
     parts = [{k: getattr(plan, k) for k in TRACED}, config, [metadata.version(m) for m in ("torch", "transformers", "peft")], code.hexdigest()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
@@ -292,15 +312,22 @@ def traced(plan:Plan):  # a `mlcourse.trace.Trace`
     "The trace of a plan's workload, from the cache if it was made before. Raises `PlanError` if the model cannot be built."
     from mlcourse.assets import cache_dir
     name, config = check(plan)
+    plan = replace(plan, accumulation=min(plan.accumulation, 2))   # from the second pass on, every pass finds the same
     file = cache_dir()/"vram"/f"{_key(plan, config)}.npz"
     if not file.exists():
-        from mlcourse import workloads
-        llm = workloads.LLM(config, **{k: getattr(plan, k) for k in TRACED}, kernel=plan.kernel)
-        try: t = workloads.run(llm)
+        try: t = _run_media(name, plan) if plan.is_media else _run_llm(config, plan)
         except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, RuntimeError) as e:
             raise PlanError(f"{name} could not be run as {plan.task} on fake tensors: {type(e).__name__}: {str(e).splitlines()[0]}") from e
         save_trace(t, file)
     return _trace_of(file)
+
+def _run_llm(config:dict, plan:Plan):
+    from mlcourse import workloads
+    return workloads.run(workloads.LLM(config, **{k: getattr(plan, k) for k in TRACED}, kernel=plan.kernel))
+
+def _run_media(name:str, plan:Plan):
+    from mlcourse.media_workloads import media_trace
+    return media_trace(name, plan.task, plan.batch, plan.rank, plan.seq, plan.checkpointing, plan.optim != "adamw")
 
 # %% ../nbs/week1/02_vram.ipynb #35c1e085
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "KV cache")
@@ -333,12 +360,13 @@ def _part(e, phase:str, kept:bool, vocabulary:int, trains:bool) -> str:
     if phase == "optimizer": return "optimizer"
     if kept: return "gradients"
     if not trains and "cat" in e.op and e.module.endswith("attn"): return "KV cache"
-    return "logits" if "layers." not in e.module and e.nbytes % vocabulary == 0 and e.nbytes >= 8 * vocabulary else "activations"
+    return "logits" if vocabulary and "layers." not in e.module and e.nbytes % vocabulary == 0 and e.nbytes >= 8 * vocabulary else "activations"
 
 # %% ../nbs/week1/02_vram.ipynb #2fa00326
-MARGIN = dict(train=15.0, infer=20.0)   # percent; where it comes from is in BAND
-BAND = dict(train="the worst error of process memory on 57 measured training steps of small models on a Tesla T4",
-            infer="an assumption: no measured run of this kind is held")
+MARGIN = dict(train=15.0, infer=20.0, media=28.0)   # percent; where it comes from is in BAND
+BAND = dict(train="the worst error of process memory on 57 measured training steps of small models on a Tesla T4, if nothing is known of how their weights were read",
+            infer="an assumption: no measured run of this kind is held",
+            media="the worst error against some twenty published figures of such models; none of them was measured here")
 
 @dataclass(frozen=True)
 class Prediction:
@@ -388,12 +416,12 @@ def predict(plan:Plan|str,       # a plan, or a model's name
     free = replay(t)
     capped = free if free.peak_reserved <= plan.room_mib * MIB else replay(t, cap=int(plan.room_mib * MIB))
     reserved = free.peak_reserved / MIB
-    kind = "train" if plan.trains else "infer"
+    kind = "media" if plan.is_media else "train" if plan.trains else "infer"
     step = max(1, len(free.timeline) // 400)
     moments = [(max(free.timeline[i:i + step]) / MIB, max(free.reserved[i:i + step]) / MIB) for i in range(0, len(free.timeline), step)]
     phases = [(i // step, e.op) for i, e in enumerate(t.events) if e.kind == "mark" and e.op != "empty_cache"]
     result = Prediction(plan, name, free.peak_allocated / MIB, reserved, float(plan.context), reserved + plan.context, capped.oom is None,
-                        free.peak_op, free.peak_module, MARGIN[kind], str(capped.oom or ""), parts_at_peak(t, config["vocab_size"], plan.trains), moments, phases)
+                        free.peak_op, free.peak_module, MARGIN[kind], str(capped.oom or ""), parts_at_peak(t, config.get("vocab_size", 0), plan.trains), moments, phases)
     return result if capped.oom is None or not remedies else replace(result, remedies=find_remedies(result))
 
 # %% ../nbs/week1/02_vram.ipynb #3fd79107
@@ -433,18 +461,19 @@ def plot_timeline(p:Prediction, ax):
 # %% ../nbs/week1/02_vram.ipynb #93d15657
 def options(p:Plan) -> list[tuple[str, str, Plan]]: # what it means, the flags, the plan with it
     "Changes to a plan, those that cost least first."
-    found = []
+    found, llm = [], not p.is_media
     def offer(wanted, what, flags, **change):
         if wanted: found.append((what, flags, replace(p, **change)))
-    offer(p.trains and p.recipe == "kbit", "TRL's path: no 32-bit casts, chunked loss", "--recipe trl", recipe="trl")
-    offer(p.attn == "eager", "fused attention", "--attn sdpa", attn="sdpa")
+    offer(llm and p.trains and p.recipe == "kbit", "TRL's path: no 32-bit casts, chunked loss", "--recipe trl", recipe="trl")
+    offer(llm and p.attn == "eager", "fused attention", "--attn sdpa", attn="sdpa")
     offer(p.trains and not p.checkpointing, "gradient checkpointing (about a third slower)", "--checkpointing", checkpointing=True)
-    offer(p.task == "full", "adapters instead of all weights", "--task lora", task="lora")
-    offer(p.task in ("lora", "full"), "adapters on 4-bit weights", "--task qlora", task="qlora")
-    offer(p.task == "qlora" and not p.double_quant, "double quantization", "--double-quant", double_quant=True)
+    offer(p.task == "full" and (llm or "lora" in MEDIA[p.model]), "adapters instead of all weights", "--task lora", task="lora")
+    offer(llm and p.task in ("lora", "full"), "adapters on 4-bit weights", "--task qlora", task="qlora")
+    offer(llm and p.task == "infer" and not p.four_bit, "weights in 4 bits", "--four-bit", four_bit=True)
+    offer(llm and p.packed and not p.double_quant, "double quantization", "--double-quant", double_quant=True)
     offer(p.trains and p.optim == "adamw", "AdamW with 8-bit states", "--optim adamw8bit", optim="adamw8bit")
     offer(p.batch > 1, "a smaller batch, with accumulation for the rest", f"--batch {max(1, p.batch // 2)}", batch=max(1, p.batch // 2))
-    offer(p.seq > 256, "sequences half as long", f"--seq {p.seq // 2}", seq=p.seq // 2)
+    offer(llm and p.seq > 256, "sequences half as long", f"--seq {p.seq // 2}", seq=p.seq // 2)
     offer(p.task in ("lora", "qlora") and p.rank > 8, "a lower rank", f"--rank {p.rank // 2}", rank=p.rank // 2)
     return found
 
@@ -490,9 +519,10 @@ def show(p:Prediction, console):
     "A prediction for people: the parts, the bar, the verdict, the changes."
     from rich.table import Table
     w = p.plan
-    what = f"{w.task}, {w.dtype}, {w.seq:,} tokens, batch {w.batch}, {w.attn}" + (
-        f", {w.optim}, recipe {w.recipe}, checkpointing {'on' if w.checkpointing else 'off'}" if w.trains else "") + (
-        f", rank {w.rank}" if w.task in ("lora", "qlora") else "")
+    what = f"{w.task}, batch {w.batch}" + ("" if w.is_media else f", {w.dtype}, {w.seq:,} tokens, {w.attn}") + (
+        f", {w.optim}{'' if w.is_media else ', recipe ' + w.recipe}, checkpointing {'on' if w.checkpointing else 'off'}" if w.trains else "") + (
+        f", rank {w.rank}" if w.task in ("lora", "qlora") else "") + (
+        f", accumulated over {w.accumulation}" if w.accumulation > 1 else "") + (", weights in 4 bits" if w.four_bit and not w.trains else "")
     grid = Table(title=f"{p.name}: {what}", title_justify="left")
     for name, side in (("", "left"), ("at the peak", "left"), ("MiB", "right"), ("of the card", "right")): grid.add_column(name, justify=side)
     for part, mib in stack(p).items(): grid.add_row(LETTERS[part], part, f"{mib:,.0f}", f"{mib / card_mib(w.vram):.0%}")
@@ -500,7 +530,7 @@ def show(p:Prediction, console):
     console.print(grid)
     for line in (bar(p), f"Peak allocated {p.peak_allocated_mib:,.0f} MiB, at {p.peak_op}{' in ' + p.peak_module if p.peak_module else ''}; "
                  f"peak reserved {p.peak_reserved_mib:,.0f}; CUDA context {p.context_mib:,.0f} ({'given' if w.context_mib is not None else 'assumed'}).",
-                 p.verdict, f"The margin is {BAND['train' if w.trains else 'infer']}."):
+                 p.verdict, f"The margin is {BAND['media' if w.is_media else 'train' if w.trains else 'infer']}."):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     for r in p.remedies:
         console.print(f"  {r['flags']}: {r['change']}; saves {r['saving_mib']:,.0f} MiB, leaves {r['process_mib']:,.0f}; {'fits' if r['fits'] else 'not enough alone'}.",
@@ -508,9 +538,9 @@ def show(p:Prediction, console):
     if not p.fits and not any(r["fits"] for r in p.remedies): console.print("No change that was tried makes it fit: take a smaller model.")
 
 # %% ../nbs/week1/02_vram.ipynb #41838c46
-def plan(model:str,                 # a model: the hub's name, a short name, a folder with a config.json, or that file
+def plan(model:str,                 # a model: the hub's name, a short name, a folder with a config.json, or that file; or sd-1.5, sdxl, vit-tiny, yolov8n, whisper-small, llava-1.5-7b
          task:str="qlora",          # qlora, lora, full or infer
-         seq:int=2048,              # tokens of a sequence; for infer, the context
+         seq:Optional[int]=None,    # tokens of a sequence; for infer, the context. 2,048 when not given, and 128 for pictures and sound
          batch:int=1,               # sequences at a time
          vram:float=12,             # the card's memory, GB
          rank:int=16,               # rank of the adapters
@@ -521,6 +551,9 @@ def plan(model:str,                 # a model: the hub's name, a short name, a f
          recipe:str="trl",          # trl: chunked loss and no casts; kbit: prepare_model_for_kbit_training and the plain loss
          double_quant:bool=True,    # quantize the scales of 4-bit weights too
          checkpointing:bool=True,   # compute activations again in backward
+         accumulation:int=1,        # forward and backward passes before a step of the optimizer
+         four_bit:bool=False,       # 4-bit weights for infer
+         read_ahead:int=0,          # 16-bit weights read before the one being quantized is done; some 40 with transformers 5.0
          context_mib:Optional[float]=None,  # the CUDA context, where you have measured it, MiB
          desktop_mib:float=DESKTOP_MIB,     # what desktop and browser take of the card, MiB
          as_json:Annotated[bool, typer.Option("--json", help="For programs: one JSON object.")]=False,
@@ -528,9 +561,11 @@ def plan(model:str,                 # a model: the hub's name, a short name, a f
         ) -> int:                   # exit code: 0 fits, 1 does not fit, 2 makes no sense
     "Predict the memory of a workload, and whether it fits a card. Exit code 0: it fits; 1: it does not; 2: bad usage."
     from mlcourse.cli import console
+    if seq is None: seq = 128 if model.strip().lower() in MEDIA else 2048
     wanted = Plan(model, task, seq, batch, vram, rank, tuple(t.strip() for t in targets.split(",") if t.strip()), attn, dtype, optim, recipe,
-                  double_quant, checkpointing, context_mib, desktop_mib)
+                  double_quant, checkpointing, accumulation, four_bit, read_ahead, context_mib=context_mib, desktop_mib=desktop_mib)
     check(wanted)
+    if measure and wanted.is_media: raise PlanError("--measure runs decoder language models; pictures and sound are predicted only.")
     if measure: _needs_card()
     p = predict(wanted, remedies=True)
     row = measure_step(wanted) if measure else None
@@ -575,8 +610,10 @@ def planner(model:str="smollm2-135m-instruct", **start):  # an ipywidgets box; `
 # %% ../nbs/week1/02_vram.ipynb #eec306fe
 def t4_plan(row:dict) -> Plan:
     "The workload of a measured row."
+    from mlcourse.workloads import READ_AHEAD
     return Plan(row["model_id"], "qlora" if row["quantization"] == "nf4" else "lora", int(row["seq_len"]), int(row["batch_size"]), 16, int(row["lora_rank"]),
-                tuple(row["lora_targets"].split("+")), row["attn_impl"], "fp16", "adamw", "kbit", False, True, float(row["cuda_context_mib"]), 0)
+                tuple(row["lora_targets"].split("+")), row["attn_impl"], "fp16", "adamw", "kbit", False, True, read_ahead=READ_AHEAD.get(row["source"], 0),
+                context_mib=float(row["cuda_context_mib"]), desktop_mib=0)
 
 def against(rows:list[dict],        # of `mlcourse.workloads.t4_rows`
            ) -> list[dict]:         # workload, measured and predicted peak and process memory, errors in percent
@@ -655,7 +692,7 @@ def bench_vram(rows:Annotated[int, typer.Option(help="How many of the measured r
     for r in table: grid.add_row(*map(str, r.values()))
     console().print(grid)
     console().print("fitcheck-llm's overhead for the T4 was fitted on runs of this card, by the project that measured these rows. "
-                    "No number of the planner was fitted, but its rule for where new segments lie was inferred from them.")
+                    "One number of the planner was fitted to these rows (how far transformers 5.0 reads ahead), and its rule for where new segments lie was inferred from them.")
 
 # %% ../nbs/week1/02_vram.ipynb #cad52c8a
 def _needs_card():
@@ -673,7 +710,7 @@ def build_real(plan:Plan, device:str):  # the model, ready to train or to genera
     config = CONFIG_MAPPING[c["model_type"]].from_dict(c | {"use_cache": not plan.trains})
     with init_empty_weights(): model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=plan.attn)
     model.tie_weights()
-    packed = {n: m for n, m in model.named_modules() if plan.task == "qlora" and isinstance(m, torch.nn.Linear) and n != "lm_head"}
+    packed = {n: m for n, m in model.named_modules() if plan.packed and isinstance(m, torch.nn.Linear) and n != "lm_head"}
     for name, module in packed.items(): model.set_submodule(name, _packed(module, plan, dtype, device))
     done = {}
     for module in model.modules():
@@ -682,7 +719,7 @@ def build_real(plan:Plan, device:str):  # the model, ready to train or to genera
             if p not in done: done[p] = torch.nn.Parameter(torch.empty_like(p, device=device).normal_(0, 0.02), requires_grad=p.requires_grad)
             setattr(module, name, done[p])
     model = model.to(device)
-    model.is_loaded_in_4bit = plan.task == "qlora"
+    model.is_loaded_in_4bit = plan.packed
     return _for_training(model, plan) if plan.trains else model.eval()
 
 def _packed(linear, plan:Plan, dtype, device:str):
@@ -722,7 +759,7 @@ def real_steps(model, plan:Plan, device:str, n:int=2):
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = _optimizer(plan, trained)
     for _ in range(n):
-        _loss(model, plan, ids).backward()
+        for _ in range(plan.accumulation): (_loss(model, plan, ids) / plan.accumulation).backward()
         optimizer.step()
         optimizer.zero_grad()
 

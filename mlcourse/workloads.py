@@ -5,6 +5,7 @@
 # %% ../nbs/lib/08_workloads.ipynb #54e9f198
 from __future__ import annotations
 import contextlib, csv, gc, json, logging, warnings
+from collections import deque
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -14,9 +15,10 @@ from torch import nn
 from .trace import MIB, Replay, Trace, Tracer, add_workspaces, replay
 
 # %% auto #0
-__all__ = ['TASKS', 'CHOICES', 'DTYPES', 'LLM', 'as_config', 'FusedAttention', 'attention', 'HalfSoftmax', 'softmax',
-           'MatMul4Bit', 'four_bit', 'ChunkedLoss', 'AdamW8bit', 'stand_ins', 'quiet', 'build', 'adapt', 'natural',
-           'packed', 'load', 'loss_of', 'train', 'generate', 'autocast', 'run', 't4_rows', 't4_workload', 'against_t4']
+__all__ = ['TASKS', 'CHOICES', 'DTYPES', 'READ_AHEAD', 'LLM', 'as_config', 'FusedAttention', 'attention', 'HalfSoftmax',
+           'softmax', 'MatMul4Bit', 'four_bit', 'ChunkedLoss', 'AdamW8bit', 'stand_ins', 'quiet', 'build', 'adapt',
+           'natural', 'is_packed', 'read', 'packed', 'load', 'loss_of', 'train', 'generate', 'autocast', 'run',
+           't4_rows', 't4_workload', 'against_t4']
 
 # %% ../nbs/lib/08_workloads.ipynb #b61919a2
 TASKS = ("infer", "lora", "qlora", "full")
@@ -43,6 +45,7 @@ class LLM:
     steps: int = 2                  # the first step creates the optimizer's states; the second is how the rest will be
     new_tokens: int = 2             # tokens generated after the prompt
     four_bit: bool = False          # 4-bit weights for `infer`
+    read_ahead: int = 0             # 16-bit weights that are read before the one being quantized is done
     kernel: str = "auto"            # which fused attention; auto: flash for 16-bit tensors, efficient for float32
 
     def __post_init__(self):
@@ -260,10 +263,23 @@ def natural(name:str):
     "transformers' order of loading: numbers as numbers."
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in name.split(".")]
 
+def is_packed(m, k:str) -> bool:
+    "Is parameter `k` of module `m` a weight that bitsandbytes packs?"
+    return k == "weight" and hasattr(m, "quant_state") and hasattr(m, "compute_dtype")
+
+def read(slots, w:LLM):
+    "Every slot with its tensor as it comes from the file, `w.read_ahead` of them before they are needed."
+    waiting = deque()
+    for slot in slots:
+        _, m, k, p = slot
+        shape, dtype = ((m.out_features, m.in_features), DTYPES[w.dtype]) if is_packed(m, k) else (p.shape, p.dtype)
+        waiting.append((slot, torch.empty(shape, dtype=dtype)))
+        if len(waiting) > w.read_ahead: yield waiting.popleft()
+    while waiting: yield waiting.popleft()
+
 def packed(m, w:LLM):
-    "Load one 4-bit layer's weight: 16-bit in, bytes and scales out."
+    "What quantizing one layer's weight leaves: bytes and scales."
     n = m.out_features * m.in_features
-    full = torch.empty(m.out_features, m.in_features, dtype=DTYPES[w.dtype])
     absmax = torch.empty(-(-n // 64), dtype=torch.float32)
     data = torch.empty(-(-n // 2), 1, dtype=torch.uint8)
     m.scales = [torch.empty(16), absmax]
@@ -277,17 +293,15 @@ def load(model, w:LLM, tracer:Tracer):
     slots = [(f"{n.replace('.base_layer', '')}.{k}", m, k, p) for n, m in base.named_modules(remove_duplicate=False) if "lora_" not in n
              for k, p in m._parameters.items() if p is not None]
     slots.sort(key=lambda s: natural(s[0]))
-    is_packed = lambda m, k: k == "weight" and hasattr(m, "quant_state") and hasattr(m, "compute_dtype")
     if w.quantized or w.task == "infer":
         sizes = {id(p): m.in_features * m.out_features // 2 if is_packed(m, k) else p.numel() * 2 for _, m, k, p in slots}
         del_me = torch.empty(sum(sizes.values()), dtype=torch.uint8)
         del del_me
-    for _, m, k, p in slots:
-        if id(p) not in new:
-            data = packed(m, w) if is_packed(m, k) else torch.empty(p.shape, dtype=p.dtype)
-            new[id(p)] = nn.Parameter(data, requires_grad=p.requires_grad and not is_packed(m, k)), p
-            del data
-        m._parameters[k] = new[id(p)][0]
+    for (_, m, k, p), data in read(list({id(s[3]): s for s in reversed(slots)}.values())[::-1], w):
+        if is_packed(m, k): data = packed(m, w)
+        new[id(p)] = nn.Parameter(data, requires_grad=p.requires_grad and not is_packed(m, k)), p
+        del data
+    for _, m, k, p in slots: m._parameters[k] = new[id(p)][0]
     for m in base.modules():
         for k, b in m._buffers.items():
             if b is not None: m._buffers[k] = torch.empty(b.shape, dtype=b.dtype)
@@ -386,6 +400,8 @@ def t4_rows() -> list[dict]:
     number = lambda v: float(v) if v.replace(".", "", 1).isdigit() else v
     return [{k: number(v) for k, v in row.items()} for row in csv.DictReader(l for l in text.splitlines() if not l.startswith("#"))]
 
+READ_AHEAD = {"t4_phase3": 40}   # by source: that of transformers 5.0, fitted
+
 def t4_workload(row:dict) -> LLM:
     "The workload that a row describes."
     names = dict(hidden_size="hidden_size", num_layers="num_hidden_layers", num_attention_heads="num_attention_heads",
@@ -394,6 +410,7 @@ def t4_workload(row:dict) -> LLM:
     config |= dict(model_type="qwen2" if "Qwen2" in row["model_id"] else "llama", tie_word_embeddings=row["tie_word_embeddings"] == "true",
                    max_position_embeddings=8192)
     return LLM(config, task="qlora" if row["quantization"] == "nf4" else "lora", seq=int(row["seq_len"]), batch=int(row["batch_size"]),
+               read_ahead=READ_AHEAD.get(row["source"], 0),
                rank=int(row["lora_rank"]), targets=tuple(row["lora_targets"].split("+")), attn=row["attn_impl"], dtype="fp16",
                recipe="kbit", double_quant=False, kernel="efficient")
 
