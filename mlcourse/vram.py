@@ -15,7 +15,7 @@ import typer
 import mlcourse
 
 # %% auto #0
-__all__ = ['MIB', 'GIB', 'DATA', 'SUFFIXES', 'NEEDED', 'CONTEXT_MIB', 'DESKTOP_MIB', 'CARD_MIB', 'MEDIA', 'TARGETS', 'LINEAR',
+__all__ = ['MIB', 'GIB', 'DATA', 'MEDIA', 'SUFFIXES', 'NEEDED', 'CONTEXT_MIB', 'DESKTOP_MIB', 'CARD_MIB', 'TARGETS', 'LINEAR',
            'CHOICES', 'TRACED', 'PARTS', 'MARGIN', 'BAND', 'COLOURS', 'LETTERS', 'bench', 'PlanError', 'catalogue',
            'short_names', 'near', 'read_config', 'from_hub', 'find_config', 'layer_shapes', 'parameters',
            'weight_bytes', 'adapter_parameters', 'training_bytes', 'activation_bytes', 'logits_bytes', 'kv_bytes',
@@ -38,6 +38,10 @@ def catalogue() -> dict[str, dict]:   # hub name: {"source", "parameters", "same
     return json.loads((DATA/"configs.json").read_text(encoding="utf-8"))
 
 # %% ../nbs/week1/02_vram.ipynb #ef14df31
+MEDIA = {   # pictures and sound: name and tasks; the numbers of their models are in `mlcourse.media_workloads`
+    "sd-1.5": ("infer", "lora", "full"), "sdxl": ("infer", "lora"), "vit-tiny": ("full",), "ddpm-cifar": ("full",), "llava-1.5-7b": ("infer", "qlora"),
+    **{f"yolov8{s}": ("full",) for s in "nsmlx"}, **{f"whisper-{s}": ("infer", "full") for s in ("tiny", "base", "small", "medium", "large-v2", "turbo")}}
+
 SUFFIXES = ("-instruct", "-chat-hf", "-chat", "-hf", "-it")
 
 @lru_cache
@@ -178,9 +182,6 @@ def card_mib(vram_gb:float) -> int:
     return CARD_MIB.get(vram_gb, int(vram_gb * 1024))
 
 # %% ../nbs/week1/02_vram.ipynb #a7c6f938
-MEDIA = {   # pictures and sound: name and tasks; the numbers of their models are in `mlcourse.media_workloads`
-    "sd-1.5": ("infer", "lora", "full"), "sdxl": ("infer", "lora"), "vit-tiny": ("full",), "ddpm-cifar": ("full",), "llava-1.5-7b": ("infer", "qlora"),
-    **{f"yolov8{s}": ("full",) for s in "nsmlx"}, **{f"whisper-{s}": ("infer", "full") for s in ("tiny", "base", "small", "medium", "large-v2", "turbo")}}
 TARGETS = {"phi3": ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")}
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 CHOICES = dict(task=("qlora", "lora", "full", "infer"), attn=("sdpa", "eager"), dtype=("bf16", "fp16"),
