@@ -16,12 +16,12 @@ import mlcourse
 
 # %% auto #0
 __all__ = ['MIB', 'GIB', 'DATA', 'SUFFIXES', 'NEEDED', 'CONTEXT_MIB', 'DESKTOP_MIB', 'CARD_MIB', 'TARGETS', 'LINEAR', 'CHOICES',
-           'TRACED', 'PARTS', 'MARGIN', 'BAND', 'COLOURS', 'LETTERS', 'bench', 'PlanError', 'catalogue', 'short_names',
-           'near', 'read_config', 'from_hub', 'find_config', 'layer_shapes', 'parameters', 'weight_bytes',
-           'adapter_parameters', 'training_bytes', 'activation_bytes', 'logits_bytes', 'kv_bytes', 'card_mib', 'Plan',
-           'check', 'by_rules', 'trace', 'save_trace', 'load_trace', 'traced', 'parts_at_peak', 'Prediction', 'predict',
-           'stack', 'plot_stack', 'plot_timeline', 'options', 'find_remedies', 'bar', 'show', 'plan', 'planner',
-           't4_plan', 'against', 'benchmark', 'bench_vram', 'build_real', 'real_steps', 'measure_step', 'show_measured']
+           'TRACED', 'PARTS', 'MARGIN', 'BAND', 'COLOURS', 'LETTERS', 'PlanError', 'catalogue', 'short_names', 'near',
+           'read_config', 'from_hub', 'find_config', 'layer_shapes', 'parameters', 'weight_bytes', 'adapter_parameters',
+           'training_bytes', 'activation_bytes', 'logits_bytes', 'kv_bytes', 'card_mib', 'Plan', 'check', 'by_rules',
+           'trace', 'save_trace', 'load_trace', 'traced', 'parts_at_peak', 'Prediction', 'predict', 'stack',
+           'plot_stack', 'plot_timeline', 'options', 'find_remedies', 'bar', 'show', 'plan', 'planner', 't4_plan',
+           'against', 'benchmark', 'bench_vram', 'build_real', 'real_steps', 'measure_step', 'show_measured']
 
 # %% ../nbs/week1/02_vram.ipynb #b4873856
 MIB, GIB = 2**20, 2**30
@@ -633,12 +633,6 @@ def benchmark(rows:list[dict],          # of `mlcourse.workloads.t4_rows`
     return sorted(table, key=lambda r: r["mean_error_pct"])
 
 # %% ../nbs/week1/02_vram.ipynb #78bec825
-bench = typer.Typer(add_completion=False, help="Compare the course's tools with others, on measurements.", context_settings=dict(help_option_names=["-h", "--help"]))
-
-@bench.callback()
-def _bench(): pass   # so that `vram` stays a word of its own
-
-@bench.command("vram")
 def bench_vram(rows:Annotated[int, typer.Option(help="How many of the measured rows; all when 0.")]=0,
                as_json:Annotated[bool, typer.Option("--json", help="For programs: a JSON list.")]=False):
     "Error of process memory on measured steps: this planner, accelerate, rules of thumb, fitcheck-llm."
