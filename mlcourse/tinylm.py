@@ -220,7 +220,7 @@ class ALiBi(NoPositions):
             self.last = (key, bias.masked_fill(distance < 0, -torch.inf).to(like))
         return self.last[1]
 
-# %% ../nbs/week2/04_tiny_lm.ipynb #6b6e0e04
+# %% ../nbs/week2/04_tiny_lm.ipynb #482377f6
 class LayerNorm(nn.Module):
     "Mean 0 and variance 1, times learned gains (Ba et al., 2016); without a bias."
     def __init__(self, dim:int):
@@ -234,7 +234,7 @@ class RMSNorm(nn.Module):
     def __init__(self, dim:int): super().__init__()
     def forward(self, x:Tensor) -> Tensor: return F.rms_norm(x, x.shape[-1:], eps=1e-6)
 
-# %% ../nbs/week2/04_tiny_lm.ipynb #478ce45f
+
 class GELU(nn.Module):
     "The MLP of GPT-2: four times as wide inside."
     def __init__(self, dim:int):
@@ -332,7 +332,7 @@ def zero_init(model:TinyLM) -> None:
         if name.endswith(("proj.weight", "down.weight", "head.weight")): nn.init.zeros_(p)
         else: nn.init.normal_(p, std=1 if name in ("embed.weight", "positions.table.weight") else p.shape[1] ** -0.5)
 
-# %% ../nbs/week2/04_tiny_lm.ipynb #2f0d8a43
+# %% ../nbs/week2/04_tiny_lm.ipynb #be64fa1b
 def _optimizer(groups:list[dict], **kwargs): return torch.optim.AdamW(groups, fused=True, **kwargs)
 
 def adamw(model:TinyLM) -> list[torch.optim.Optimizer]:
@@ -362,7 +362,7 @@ def trapezoid(t:float) -> float:
     "Up in the first 2.5 %, flat, and in the last 60 % straight down to zero."
     return min(1.0, t / 0.025 + 0.02, (1 - t) / 0.6)
 
-# %% ../nbs/week2/04_tiny_lm.ipynb #f8cc587c
+
 @dataclass(frozen=True)
 class Recipe:
     "The pieces of a model and of its training. The defaults are those of nanoGPT's small configuration."
@@ -532,7 +532,7 @@ def generate(model:TinyLM,
         if use_cache: seen = n
     return out
 
-# %% ../nbs/week2/04_tiny_lm.ipynb #c490214c
+# %% ../nbs/week2/04_tiny_lm.ipynb #f79fc796
 def race(runs:dict[str, Callable[[], Tensor]],   # name: generates once, and returns the tokens
          rounds:int=3,
         ) -> dict[str, float]:                   # seconds, the best of all rounds
@@ -557,7 +557,7 @@ def decoders_of(model:TinyLM,    # of the pieces of `LLAMA`
     return {"cache": lambda: generate(model, prompt, new), "transformers": lambda: theirs.generate(prompt, **options),
             "no cache": lambda: generate(model, prompt, new, use_cache=False)}
 
-# %% ../nbs/week2/04_tiny_lm.ipynb #06865980
+
 def bench_decode(new:int=512,     # tokens to generate, batch 1
                  rounds:int=2,    # each way so often, in turns; the best counts
                 ) -> None:
