@@ -13,23 +13,24 @@ from typer.core import TyperCommand, TyperGroup
 import mlcourse
 
 # %% auto #0
-__all__ = ['LAZY', 'HELP', 'ORDER', 'app', 'Work', 'as_command', 'Trouble', 'LazyCommand', 'Commands', 'show_version', 'options',
-           'say', 'console', 'run', 'user_errors', 'start', 'update', 'progress', 'docs', 'save_traceback', 'explain',
-           'main']
+__all__ = ['LAZY', 'HELP', 'ORDER', 'app', 'bench', 'Work', 'as_command', 'Trouble', 'LazyCommand', 'Commands', 'Benches',
+           'show_version', 'options', 'say', 'console', 'run', 'user_errors', 'start', 'update', 'progress', 'docs',
+           'save_traceback', 'explain', 'main']
 
 # %% ../nbs/lib/05_cli.ipynb #be8e72af
-LAZY = {   # name: (module:function, or module:typer app, and the line for the help)
+LAZY = {   # name, behind that of its group: (module:function, and the line for the help)
     "doctor": ("mlcourse.doctor:main", "What this machine has, what it lacks, and what fits on it."),
     "plan": ("mlcourse.vram:plan", "Predict the memory of a workload, and whether it fits a card."),
-    "bench": ("mlcourse.vram:bench", "Compare the course's tools with others, on measurements."),
+    "bench vram": ("mlcourse.vram:bench_vram", "The planner's error against measured steps, beside other planners."),
+    "bench tinylm": ("mlcourse.tinylm:bench_tinylm", "Train the 0.80M model of nanoGPT's CPU page by the modern recipe."),
+    "bench decode": ("mlcourse.tinylm:bench_decode", "Generation with the lesson's KV cache, against transformers and no cache."),
 }
 
 # %% ../nbs/lib/05_cli.ipynb #66dd2cfe
-def as_command(fn,          # a function with docments, or a typer app with commands of its own
+def as_command(fn,          # a function with docments
                name:str,    # what the command is called
               ):            # a click command
     "Make a command of a function; the comments of its parameters become the help."
-    if isinstance(fn, typer.Typer): return typer.main.get_command(fn)
     from fastcore.docments import docments
     docs, params = docments(fn), []
     for p in inspect.signature(fn, eval_str=True).parameters.values():
@@ -54,9 +55,9 @@ class Trouble(Exception):
 # %% ../nbs/lib/05_cli.ipynb #32a365c6
 class LazyCommand(TyperCommand):
     "A row of the table as a command: it knows its help, and imports its module when it is called."
-    def __init__(self, name:str, target:str, help:str):
-        self.target, self.loaded = target, None
-        super().__init__(name, help=help)
+    def __init__(self, path:str, target:str, help:str):
+        self.path, self.target, self.loaded = path, target, None
+        super().__init__(path.rpartition(" ")[2], help=help)
 
     def load(self):
         "The real command. Raises `Trouble` when its packages are not installed."
@@ -64,7 +65,7 @@ class LazyCommand(TyperCommand):
             module, _, function = self.target.partition(":")
             try: self.loaded = as_command(getattr(importlib.import_module(module), function), self.name)
             except ModuleNotFoundError as e:
-                raise Trouble(f"`mlcourse {self.name}` needs the package {e.name}, which is not installed. "
+                raise Trouble(f"`mlcourse {self.path}` needs the package {e.name}, which is not installed. "
                               "`pip install \"mlcourse[all]\"` brings everything that the course uses.") from e
         return self.loaded
 
@@ -81,15 +82,29 @@ ORDER = ("doctor", "plan", "run", "start", "update", "progress", "docs", "bench"
 
 class Commands(TyperGroup):
     "The commands of this page and those of the table."
+    group = ""   # whose rows of the table it takes: those of `mlcourse` itself
+
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        for name, row in LAZY.items(): self.commands[name] = LazyCommand(name, *row)
+        for path, row in LAZY.items():
+            group, _, name = path.rpartition(" ")
+            if group == self.group: self.commands[name] = LazyCommand(path, *row)
 
     def list_commands(self, ctx): return sorted(self.commands, key=lambda n: (ORDER.index(n) if n in ORDER else len(ORDER), n))
+
+class Benches(Commands):
+    "The rows that begin with `bench`."
+    group = "bench"
 
 # %% ../nbs/lib/05_cli.ipynb #ffec30f4
 app = typer.Typer(cls=Commands, name="mlcourse", add_completion=False, context_settings=HELP, pretty_exceptions_enable=False,
                   help="What you can really build with one 12 GB GPU: a course that runs.")
+
+bench = typer.Typer(cls=Benches, add_completion=False, context_settings=HELP)
+app.add_typer(bench, name="bench", help="Compare the course's tools with others, on measurements.")
+
+@bench.callback()
+def _bench(): pass   # a group without commands of its own needs one
 
 # %% ../nbs/lib/05_cli.ipynb #708f4f1f
 def show_version(wanted:bool):

@@ -16,7 +16,7 @@ import mlcourse
 
 # %% auto #0
 __all__ = ['MIB', 'GIB', 'DATA', 'MEDIA', 'SUFFIXES', 'NEEDED', 'CONTEXT_MIB', 'DESKTOP_MIB', 'CARD_MIB', 'TARGETS', 'LINEAR',
-           'CHOICES', 'TRACED', 'PARTS', 'MARGIN', 'BAND', 'COLOURS', 'LETTERS', 'bench', 'PlanError', 'catalogue',
+           'CHOICES', 'TRACED', 'PARTS', 'MARGIN', 'BAND', 'COLOURS', 'LETTERS', 'PlanError', 'catalogue',
            'short_names', 'near', 'read_config', 'from_hub', 'find_config', 'layer_shapes', 'parameters',
            'weight_bytes', 'adapter_parameters', 'training_bytes', 'activation_bytes', 'logits_bytes', 'kv_bytes',
            'card_mib', 'Plan', 'check', 'by_rules', 'trace', 'save_trace', 'load_trace', 'traced', 'parts_at_peak',
@@ -671,12 +671,6 @@ def benchmark(rows:list[dict],          # of `mlcourse.workloads.t4_rows`
     return sorted(table, key=lambda r: r["mean_error_pct"])
 
 # %% ../nbs/week1/02_vram.ipynb #78bec825
-bench = typer.Typer(add_completion=False, help="Compare the course's tools with others, on measurements.", context_settings=dict(help_option_names=["-h", "--help"]))
-
-@bench.callback()
-def _bench(): pass   # so that `vram` stays a word of its own
-
-@bench.command("vram")
 def bench_vram(rows:Annotated[int, typer.Option(help="How many of the measured rows; all when 0.")]=0,
                as_json:Annotated[bool, typer.Option("--json", help="For programs: a JSON list.")]=False):
     "Error of process memory on measured steps: this planner, accelerate, rules of thumb, fitcheck-llm."
