@@ -15,10 +15,11 @@ import numpy as np
 from .assets import derived, digest
 
 # %% auto #0
-__all__ = ['EVENTS', 'TASK', 'LOG_FORMATS', 'NOISE', 'HOSTS', 'USERS', 'SERVICES', 'SHAREGPT', 'PII', 'parse_record', 'make_logs',
-           'pair', 'from_logs', 'from_wiki', 'from_faq', 'from_code', 'DataError', 'check_messages', 'as_chat',
-           'Rejected', 'iter_pairs', 'write_jsonl', 'read_pairs', 'luhn', 'scrub', 'shingles', 'jaccard', 'Seen',
-           'side', 'question', 'leaks', 'Report', 'prepare', 'data_card', 'course_data', 'encode_pair', 'pack']
+__all__ = ['EVENTS', 'TASK', 'LOG_FORMATS', 'NOISE', 'HOSTS', 'USERS', 'SERVICES', 'SHAREGPT', 'PII', 'CAPITALS', 'OPPOSITES',
+           'SYMBOLS', 'PLAIN', 'parse_record', 'make_logs', 'pair', 'from_logs', 'from_wiki', 'from_faq', 'from_code',
+           'DataError', 'check_messages', 'as_chat', 'Rejected', 'iter_pairs', 'write_jsonl', 'read_pairs', 'luhn',
+           'scrub', 'shingles', 'jaccard', 'Seen', 'side', 'question', 'leaks', 'Report', 'prepare', 'data_card',
+           'general_pairs', 'course_data', 'encode_pair', 'pack']
 
 # %% ../nbs/week2/01_instruction_data.ipynb #f88b664f
 EVENTS = ("login_failed", "login", "out_of_memory", "disk_full", "restart", "timeout")
@@ -397,17 +398,43 @@ def data_card(folder:str|Path,        # with train.jsonl and dev.jsonl
     (folder/"README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder/"README.md"
 
-# %% ../nbs/week2/01_instruction_data.ipynb #98aad8f0
-def course_data(lines:int=1600,        # log lines to begin with
+# %% ../nbs/week2/01_instruction_data.ipynb #f442a164
+CAPITALS = dict(Italy="Rome", Spain="Madrid", Germany="Berlin", Egypt="Cairo", Russia="Moscow", China="Beijing", Greece="Athens", Canada="Ottawa", Peru="Lima",
+                Austria="Vienna", Portugal="Lisbon", Norway="Oslo", Ireland="Dublin", Poland="Warsaw", Cuba="Havana", Kenya="Nairobi")
+OPPOSITES = dict(big="small", fast="slow", light="dark", up="down", wet="dry", early="late", open="closed", happy="sad", hard="soft", full="empty")
+SYMBOLS = dict(silver="Ag", iron="Fe", oxygen="O", hydrogen="H", carbon="C", helium="He", sodium="Na", copper="Cu")
+PLAIN = (("What is 6 times 7?", "6 times 7 is 42."), ("What is 9 plus 8?", "9 plus 8 is 17."), ("What is 12 minus 5?", "12 minus 5 is 7."),
+         ("Who wrote Faust?", "Faust was written by Johann Wolfgang von Goethe."), ("Who wrote War and Peace?", "War and Peace was written by Leo Tolstoy."),
+         ("Who painted the Mona Lisa?", "The Mona Lisa was painted by Leonardo da Vinci."), ("How many months are there in a year?", "There are 12 months in a year."),
+         ("How many hours are there in a day?", "There are 24 hours in a day."), ("At what temperature does water freeze, in degrees Celsius?", "Water freezes at 0 degrees Celsius."),
+         ("Which planet is closest to the Sun?", "Mercury is the planet closest to the Sun."), ("What is the largest ocean on Earth?", "The largest ocean on Earth is the Pacific Ocean."),
+         ("Which gas do we need to breathe?", "We need oxygen to breathe."), ("What do bees make?", "Bees make honey."), ("What is frozen water called?", "Frozen water is called ice."),
+         ("Which animal is known as man's best friend?", "The dog is known as man's best friend."), ("What color is the sky on a clear day?", "The sky is blue on a clear day."))
+
+def general_pairs() -> list[dict]:
+    "Fifty ordinary questions with short answers, so that a model goes on answering them."
+    rows = [(f"What is the capital of {k}?", f"The capital of {k} is {v}.") for k, v in CAPITALS.items()]
+    rows += [(f"What is the opposite of {k}?", f"The opposite of {k} is {v}.") for k, v in OPPOSITES.items()]
+    rows += [(f"What is the chemical symbol of {k}?", f"The chemical symbol of {k} is {v}.") for k, v in SYMBOLS.items()]
+    return [pair(q, a, "general") for q, a in (*rows, *PLAIN)]
+
+# %% ../nbs/week2/01_instruction_data.ipynb #9364668d
+def course_data(lines:int=600,         # log lines to begin with
                 dev_share:float=0.3,   # share of the names on the dev side
                 seed:int=42,
                ) -> Path:              # a folder with train.jsonl, dev.jsonl, card.json
-    "The log records that week 2 trains on, prepared once and then taken from the cache."
+    "The set of week 2, log records and ordinary questions, prepared once and then taken from the cache."
     def build(folder):
         write_jsonl(folder/"raw.jsonl", from_logs(make_logs(lines, seed))[0])
-        prepare(folder/"raw.jsonl", folder, dev_share, title="Log records", licence="Apache-2.0")
+        report = prepare(folder/"raw.jsonl", folder, dev_share)
+        rows = [*_rows(folder/"train.jsonl"), *general_pairs()]
+        random.Random(seed).shuffle(rows)
+        report.train = write_jsonl(folder/"train.jsonl", rows)
+        report.sources["general"] = len(general_pairs())
+        report.read += len(general_pairs())
+        data_card(folder, "Log records, and ordinary questions", "Apache-2.0", report)
         (folder/"raw.jsonl").unlink()
-    return derived("log-records", build, key=f"2 {lines} {dev_share} {seed}")
+    return derived("log-records", build, key=f"3 {lines} {dev_share} {seed}")
 
 # %% ../nbs/week2/01_instruction_data.ipynb #89e25b39
 def encode_pair(tok,                           # a tokenizer with a chat template
