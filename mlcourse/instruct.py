@@ -418,8 +418,8 @@ def general_pairs() -> list[dict]:
     rows += [(f"What is the chemical symbol of {k}?", f"The chemical symbol of {k} is {v}.") for k, v in SYMBOLS.items()]
     return [pair(q, a, "general") for q, a in (*rows, *PLAIN)]
 
-# %% ../nbs/week2/01_instruction_data.ipynb #9364668d
-def course_data(lines:int=600,         # log lines to begin with
+# %% ../nbs/week2/01_instruction_data.ipynb #8d1c6633
+def course_data(lines:int=700,         # log lines to begin with
                 dev_share:float=0.3,   # share of the names on the dev side
                 seed:int=42,
                ) -> Path:              # a folder with train.jsonl, dev.jsonl, card.json
