@@ -21,8 +21,8 @@ __all__ = ['EVENTS', 'TASK', 'LOG_FORMATS', 'NOISE', 'HOSTS', 'USERS', 'SERVICES
            'scrub', 'shingles', 'jaccard', 'Seen', 'side', 'question', 'leaks', 'Report', 'prepare', 'data_card',
            'general_pairs', 'course_data', 'encode_pair', 'pack']
 
-# %% ../nbs/week2/01_instruction_data.ipynb #f88b664f
-EVENTS = ("login_failed", "login", "out_of_memory", "disk_full", "restart", "timeout")
+# %% ../nbs/week2/01_instruction_data.ipynb #c8dc127d
+EVENTS = ("login_failed", "session", "out_of_memory", "disk_full", "restart", "timeout")
 TASK = "Write the record of this log line."   # the system message of the taught task
 
 def parse_record(text:str,          # a model's answer
@@ -36,18 +36,18 @@ def parse_record(text:str,          # a model's answer
 
 # %% ../nbs/week2/01_instruction_data.ipynb #8e29e20f
 LOG_FORMATS = (   # event, and the line behind time and host; {user} and {service} are its subject
-    ("login_failed", "sshd: Failed password for {user} from {ip}"),
-    ("login_failed", "sshd: authentication failure; user={user} rhost={ip}"),
-    ("login", "sshd: Accepted publickey for {user} from {ip}"),
-    ("login", "sshd: session opened for user {user}"),
-    ("out_of_memory", "kernel: Killed process {n} ({service}), out of memory"),
-    ("out_of_memory", "kernel: oom-kill: task={service}, pid={n}"),
-    ("disk_full", "{service}[{n}]: write failed: No space left on device"),
-    ("disk_full", "{service}[{n}]: disk quota exceeded"),
-    ("restart", "systemd: {service}.service: scheduled restart job, counter {n}"),
-    ("restart", "systemd: {service}.service restarted after failure"),
-    ("timeout", "{service}[{n}]: upstream timed out after {n} s"),
-    ("timeout", "{service}[{n}]: no reply from {ip} in {n} s"))
+    ("login_failed", "sshd: Failed password user={user} from {ip}"),
+    ("login_failed", "sshd: authentication failure user={user} rhost={ip}"),
+    ("session", "sshd: Accepted publickey user={user} from {ip}"),
+    ("session", "sshd: session opened user={user}"),
+    ("out_of_memory", "kernel: Killed process {n}, out of memory task={service}"),
+    ("out_of_memory", "kernel: oom-kill pid={n} task={service}"),
+    ("disk_full", "app={service} write failed: No space left on device"),
+    ("disk_full", "app={service} disk quota exceeded"),
+    ("restart", "systemd: scheduled restart job unit={service} counter={n}"),
+    ("restart", "systemd: restarted after failure unit={service}"),
+    ("timeout", "app={service} upstream timed out after {n} s"),
+    ("timeout", "app={service} no reply from {ip} in {n} s"))
 NOISE = ("kernel: eth0: link is up", "cron: (root) CMD (run-parts)", "dhclient: bound to {ip}")   # lines that no record is wanted for
 HOSTS = ("otter lynx heron badger marten osprey falcon beaver stoat raven panda zebra camel tiger eagle shark whale bison moose goose "
          "koala rabbit turtle monkey parrot dolphin leopard buffalo penguin lizard donkey salmon spider lobster hamster pigeon").split()
@@ -60,7 +60,7 @@ SERVICES = ("nginx redis postgres docker rsync samba grafana celery mysqld apach
 def make_logs(n:int,          # how many lines
               seed:int=42,    # the same seed gives the same lines
               fleet:int=1,    # above 1, hosts and users get numbers up to it: otter1, otter2, ...
-             ) -> list[str]:  # "07:15 otter sshd: Failed password for mira from 10.1.2.3"
+             ) -> list[str]:  # "07:15 host=otter sshd: Failed password user=mira from 10.1.2.3"
     "Log lines of a machine room that does not exist. About one in thirty is of a kind that the rules do not know."
     rng = random.Random(seed)
     number = (lambda: str(rng.randint(1, fleet))) if fleet > 1 else (lambda: "")
@@ -69,7 +69,7 @@ def make_logs(n:int,          # how many lines
         text = rng.choice(NOISE) if rng.random() < 1 / 30 else rng.choice(LOG_FORMATS)[1]
         values = dict(user=rng.choice(USERS) + number(), service=rng.choice(SERVICES), n=rng.randint(2, 999),
                       ip=".".join(str(rng.randint(1, 254)) for _ in range(4)))
-        lines.append(f"{rng.randint(0, 23):02}:{rng.randint(0, 59):02} {rng.choice(HOSTS)}{number()} {text.format(**values)}")
+        lines.append(f"{rng.randint(0, 23):02}:{rng.randint(0, 59):02} host={rng.choice(HOSTS)}{number()} {text.format(**values)}")
     return lines
 
 # %% ../nbs/week2/01_instruction_data.ipynb #4f21f9fd
@@ -87,7 +87,7 @@ def _patterns():
             name, again = m[1], m[1] in seen
             seen.add(name)
             return r"[\w.]+" if again or name in ("n", "ip") else rf"(?P<{name}>\w+)"
-        return re.compile(r"\d\d:\d\d (?P<host>\w+) " + re.sub(r"\\\{(\w+)\\\}", group, re.escape(text)) + "$")
+        return re.compile(r"\d\d:\d\d host=(?P<host>\w+) " + re.sub(r"\\\{(\w+)\\\}", group, re.escape(text)) + "$")
     return [(event, pattern(text)) for event, text in LOG_FORMATS]
 
 def from_logs(lines:Iterable[str],             # log lines
@@ -434,7 +434,7 @@ def course_data(lines:int=700,         # log lines to begin with
         report.read += len(general_pairs())
         data_card(folder, "Log records, and ordinary questions", "Apache-2.0", report)
         (folder/"raw.jsonl").unlink()
-    return derived("log-records", build, key=f"3 {lines} {dev_share} {seed}")
+    return derived("log-records", build, key=f"4 {lines} {dev_share} {seed}")
 
 # %% ../nbs/week2/01_instruction_data.ipynb #89e25b39
 def encode_pair(tok,                           # a tokenizer with a chat template

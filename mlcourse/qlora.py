@@ -12,12 +12,13 @@ from typing import get_type_hints
 
 import mlcourse
 from .assets import ASSETS, digest
+from .evals import rouge_l, score_pairs
 from .instruct import encode_pair, parse_record, read_pairs
 
 # %% auto #0
-__all__ = ['REPORTS', 'OPTIMS', 'FLAG_OF', 'MANIFEST', 'LASTING', 'answers', 'score_records', 'TrainError', 'FlagError', 'Flags',
-           'source_of', 'load_base', 'best_attention', 'parse_flags', 'check_flags', 'RunPlan', 'make_plan', 'seal',
-           'damage', 'last_checkpoint', 'duration', 'make_trainer', 'Result', 'train', 'main', 'launch_configs',
+__all__ = ['RECORD', 'REPORTS', 'OPTIMS', 'FLAG_OF', 'MANIFEST', 'LASTING', 'answers', 'score_records', 'TrainError', 'FlagError',
+           'Flags', 'source_of', 'load_base', 'best_attention', 'parse_flags', 'check_flags', 'RunPlan', 'make_plan',
+           'seal', 'damage', 'last_checkpoint', 'duration', 'make_trainer', 'Result', 'train', 'main', 'launch_configs',
            'launch_command']
 
 # %% ../nbs/week2/02_qlora.ipynb #59ed777d
@@ -35,13 +36,11 @@ def answers(model, tok, conversations:Iterable[list[dict]],  # each without the 
     model.train(was_training)
     return [t.strip() for t in tok.batch_decode(ids[:, batch["input_ids"].shape[1]:], skip_special_tokens=True)]
 
-def score_records(given:list[str], rows:list[dict]) -> dict:   # exact_match, valid, rougeL: shares from 0 to 1
-    "Judge answers in the taught format: equal to the reference, readable as a record, and the longest common subsequence of words."
-    from rouge_score.rouge_scorer import RougeScorer
-    rouge, wanted = RougeScorer(["rougeL"]), [r["messages"][-1]["content"] for r in rows]
-    def share(values): return sum(values) / len(wanted)
-    return dict(exact_match=share(g == w for g, w in zip(given, wanted)), valid=share(parse_record(g) is not None for g in given),
-                rougeL=share(rouge.score(w, g)["rougeL"].fmeasure for g, w in zip(given, wanted)))
+RECORD = dict(exact_match=lambda given, wanted: float(given == wanted), valid=lambda given, wanted: float(parse_record(given) is not None), rouge_l=rouge_l)
+
+def score_records(given:list[str], rows:list[dict]):   # a DataFrame, one row an answer: exact_match, valid, rouge_l, from 0 to 1
+    "Judge answers in the taught format: equal to the letter, readable as a record, and the longest common subsequence of words."
+    return score_pairs(((g, r["messages"][-1]["content"]) for g, r in zip(given, rows, strict=True)), RECORD)
 
 # %% ../nbs/week2/02_qlora.ipynb #9aacb0f4
 class TrainError(RuntimeError):
