@@ -275,6 +275,11 @@ def make_trainer(flags:Flags, model, tok, train:list[dict], dev:list[dict], step
             if not torch.isfinite(loss): raise TrainError(f"The loss is {loss.item()} at step {self.state.global_step + 1}, so training was stopped; checkpoints before it are whole. "
                                                           "Lower --learning_rate (now {:g}), look at the data of this step, and use --resume.".format(flags.learning_rate))
             return loss
+        def _load_from_checkpoint(self, *args, **kw):   # peft loads adapters as float32; TRL trains them in bfloat16
+            dtypes = {n: p.dtype for n, p in self.model.named_parameters() if p.requires_grad}
+            super()._load_from_checkpoint(*args, **kw)
+            for n, p in self.model.named_parameters():
+                if n in dtypes: p.data = p.data.to(dtypes[n])
     cuda = torch.cuda.is_available()
     optim = flags.optim if flags.optim != "auto" else "paged_adamw_8bit" if cuda else "adamw_torch"
     args = SFTConfig(output_dir=flags.output_dir, per_device_train_batch_size=flags.per_device_train_batch_size, per_device_eval_batch_size=flags.per_device_train_batch_size,
