@@ -122,9 +122,9 @@ def from_faq(text:str) -> list[dict]:
 def from_code(source:str,          # Python source text
               module:str,          # its name, for the question
              ) -> list[dict]:
-    "A pair for each documented public function: what does it do? Raises `SyntaxError` if the source is not Python."
+    "A pair for each documented public function of a module: what does it do? Raises `SyntaxError` if the source is not Python."
     found = []
-    for f in ast.walk(ast.parse(source)):
+    for f in ast.parse(source).body:
         if not isinstance(f, ast.FunctionDef) or f.name.startswith("_") or not ast.get_docstring(f): continue
         summary = ast.get_docstring(f).split("\n\n")[0]
         found.append(pair(f"What does `{module}.{f.name}({ast.unparse(f.args)})` do?", " ".join(summary.split()), "code", (f"{module}.{f.name}",)))
