@@ -22,6 +22,7 @@ LAZY = {   # name: (module:function, or module:typer app, and the line for the h
     "doctor": ("mlcourse.doctor:main", "What this machine has, what it lacks, and what fits on it."),
     "plan": ("mlcourse.vram:plan", "Predict the memory of a workload, and whether it fits a card."),
     "bench": ("mlcourse.vram:bench", "Compare the course's tools with others, on measurements."),
+    "gguf": ("mlcourse.gguf:main", "Write a model as GGUF, for llama.cpp and Ollama."),
 }
 
 # %% ../nbs/lib/05_cli.ipynb #66dd2cfe
