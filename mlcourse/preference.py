@@ -115,7 +115,7 @@ def batch_logps(model,
     logps = logits.log_softmax(-1).gather(2, batch["input_ids"][:, 1:, None])[..., 0]
     return torch.stack((logps * batch["completion_mask"][:, 1:]).sum(1).chunk(2), 1)
 
-# %% ../nbs/week2/03_preference.ipynb #0df56a8e
+# %% ../nbs/week2/03_preference.ipynb #f93d315f
 def lora(model, r:int=16, alpha:int=32,
          top_layers:int=0,        # adapt the upper so many layers only; all when 0
         ):                        # a peft configuration
@@ -124,6 +124,12 @@ def lora(model, r:int=16, alpha:int=32,
     n = model.config.num_hidden_layers
     return LoraConfig(r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], task_type="CAUSAL_LM",
                       layers_to_transform=list(range(n - top_layers, n)) if top_layers else None)
+
+def _dataset(rows:list[dict]):
+    "A `datasets.Dataset`, without the bars that its steps would draw."
+    import datasets
+    datasets.disable_progress_bars()
+    return datasets.Dataset.from_list(rows)
 
 def train_dpo(model, tok,                 # from `mlcourse.llm.load`
               pairs:list[dict],           # from `make_pair`
@@ -135,7 +141,7 @@ def train_dpo(model, tok,                 # from `mlcourse.llm.load`
               seed:int=42,
              ):                           # TRL's trainer; `.model` is the policy, `.state.log_history` its log
     "Train a LoRA on preference pairs with TRL. Raises `PreferenceError` if there are no pairs, or if the loss is no number any more."
-    from datasets import Dataset
+    from transformers.trainer_callback import PrinterCallback
     from trl import DPOConfig, DPOTrainer
     if not pairs: raise PreferenceError("There are no pairs to train on.")
     cuda = torch.cuda.is_available()
@@ -143,8 +149,8 @@ def train_dpo(model, tok,                 # from `mlcourse.llm.load`
     args = DPOConfig(str(out), beta=beta, learning_rate=lr, num_train_epochs=epochs, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulate, max_length=1024,
                      lr_scheduler_type="cosine", warmup_steps=2, logging_steps=1, save_strategy="no", report_to="none", seed=seed, bf16=cuda, use_cpu=not cuda,
                      gradient_checkpointing=cuda, disable_tqdm=True)
-    trainer = DPOTrainer(model, args=args, train_dataset=Dataset.from_list(pairs), processing_class=tok, peft_config=lora(model, r, alpha, top_layers))
-    trainer.remove_callback("PrinterCallback")
+    trainer = DPOTrainer(model, args=args, train_dataset=_dataset(pairs), processing_class=tok, peft_config=lora(model, r, alpha, top_layers))
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     losses = [h["loss"] for h in trainer.state.log_history if "loss" in h]
     if not all(torch.isfinite(torch.tensor(losses))): raise PreferenceError(f"The loss is no number any more (the first bad step is {next(i for i, l in enumerate(losses, 1) if l != l)}). Lower lr, or raise beta.")
@@ -167,7 +173,7 @@ def group_advantages(rewards:Tensor,   # shape (groups, answers)
     "How much better than its group an answer is (Shao et al., 2024)."
     return (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)
 
-# %% ../nbs/week2/03_preference.ipynb #ca6ec5e1
+# %% ../nbs/week2/03_preference.ipynb #acb351a5
 def train_grpo(model, tok, prompts:list[list[dict]],
                reward:Callable,         # takes prompts and completions, gives a number for each
                out:str|Path,
@@ -175,14 +181,14 @@ def train_grpo(model, tok, prompts:list[list[dict]],
                max_new_tokens:int=32, lr:float=2e-5, r:int=16, alpha:int=32, top_layers:int=0, seed:int=42,
               ):                        # TRL's trainer
     "A short GRPO run with TRL. Raises `PreferenceError` for a group of one."
-    from datasets import Dataset
+    from transformers.trainer_callback import PrinterCallback
     from trl import GRPOConfig, GRPOTrainer
     if answers < 2: raise PreferenceError("A group needs at least two answers, or there is nothing to compare.")
     cuda = torch.cuda.is_available()
     args = GRPOConfig(str(out), learning_rate=lr, max_steps=steps, per_device_train_batch_size=prompts_per_step * answers, num_generations=answers, max_completion_length=max_new_tokens,
                       temperature=1.0, beta=0.0, lr_scheduler_type="constant", logging_steps=1, save_strategy="no", report_to="none", seed=seed, bf16=cuda, use_cpu=not cuda,
                       gradient_checkpointing=cuda, disable_tqdm=True)
-    trainer = GRPOTrainer(model, reward_funcs=reward, args=args, train_dataset=Dataset.from_list([dict(prompt=p) for p in prompts]), processing_class=tok, peft_config=lora(model, r, alpha, top_layers))
-    trainer.remove_callback("PrinterCallback")
+    trainer = GRPOTrainer(model, reward_funcs=reward, args=args, train_dataset=_dataset([dict(prompt=p) for p in prompts]), processing_class=tok, peft_config=lora(model, r, alpha, top_layers))
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     return trainer
