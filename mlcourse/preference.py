@@ -115,7 +115,7 @@ def batch_logps(model,
     logps = logits.log_softmax(-1).gather(2, batch["input_ids"][:, 1:, None])[..., 0]
     return torch.stack((logps * batch["completion_mask"][:, 1:]).sum(1).chunk(2), 1)
 
-# %% ../nbs/week2/03_preference.ipynb #f93d315f
+# %% ../nbs/week2/03_preference.ipynb #7a99ad8d
 def lora(model, r:int=16, alpha:int=32,
          top_layers:int=0,        # adapt the upper so many layers only; all when 0
         ):                        # a peft configuration
@@ -147,8 +147,8 @@ def train_dpo(model, tok,                 # from `mlcourse.llm.load`
     cuda = torch.cuda.is_available()
     tok.pad_token = tok.pad_token or tok.eos_token
     args = DPOConfig(str(out), beta=beta, learning_rate=lr, num_train_epochs=epochs, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulate, max_length=1024,
-                     lr_scheduler_type="cosine", warmup_steps=2, logging_steps=1, save_strategy="no", report_to="none", seed=seed, bf16=cuda, use_cpu=not cuda,
-                     gradient_checkpointing=cuda, disable_tqdm=True)
+                     lr_scheduler_type="cosine", warmup_steps=2, logging_steps=1, logging_nan_inf_filter=False, save_strategy="no", report_to="none", seed=seed, bf16=cuda, use_cpu=not cuda,
+                     activation_checkpointing=cuda, disable_tqdm=True)
     trainer = DPOTrainer(model, args=args, train_dataset=_dataset(pairs), processing_class=tok, peft_config=lora(model, r, alpha, top_layers))
     trainer.remove_callback(PrinterCallback)
     trainer.train()
@@ -173,7 +173,7 @@ def group_advantages(rewards:Tensor,   # shape (groups, answers)
     "How much better than its group an answer is (Shao et al., 2024)."
     return (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)
 
-# %% ../nbs/week2/03_preference.ipynb #acb351a5
+# %% ../nbs/week2/03_preference.ipynb #59fe08c9
 def train_grpo(model, tok, prompts:list[list[dict]],
                reward:Callable,         # takes prompts and completions, gives a number for each
                out:str|Path,
@@ -186,8 +186,8 @@ def train_grpo(model, tok, prompts:list[list[dict]],
     if answers < 2: raise PreferenceError("A group needs at least two answers, or there is nothing to compare.")
     cuda = torch.cuda.is_available()
     args = GRPOConfig(str(out), learning_rate=lr, max_steps=steps, per_device_train_batch_size=prompts_per_step * answers, num_generations=answers, max_completion_length=max_new_tokens,
-                      temperature=1.0, beta=0.0, lr_scheduler_type="constant", logging_steps=1, save_strategy="no", report_to="none", seed=seed, bf16=cuda, use_cpu=not cuda,
-                      gradient_checkpointing=cuda, disable_tqdm=True)
+                      temperature=1.0, beta=0.0, lr_scheduler_type="constant", logging_steps=1, logging_nan_inf_filter=False, save_strategy="no", report_to="none", seed=seed, bf16=cuda, use_cpu=not cuda,
+                      activation_checkpointing=cuda, disable_tqdm=True)
     trainer = GRPOTrainer(model, reward_funcs=reward, args=args, train_dataset=_dataset([dict(prompt=p) for p in prompts]), processing_class=tok, peft_config=lora(model, r, alpha, top_layers))
     trainer.remove_callback(PrinterCallback)
     trainer.train()

@@ -62,7 +62,7 @@ def test_loss_equals_trls(small, pairs, tmp_path, beta):
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
     model, tok = small
-    trainer = DPOTrainer(model, args=DPOConfig(str(tmp_path), beta=beta, report_to="none", use_cpu=True, bf16=False, gradient_checkpointing=False, per_device_train_batch_size=4),
+    trainer = DPOTrainer(model, args=DPOConfig(str(tmp_path), beta=beta, report_to="none", use_cpu=True, bf16=False, activation_checkpointing=False, per_device_train_batch_size=4),
                          train_dataset=Dataset.from_list(pairs), processing_class=tok, peft_config=pref.lora(model, 4, 8))
     for name, p in trainer.model.named_parameters():
         if "lora_B" in name: torch.nn.init.normal_(p.data, std=0.3)
