@@ -27,13 +27,13 @@ __all__ = ['DTYPES', 'Q', 'F', 'TYPES', 'ARCHITECTURES', 'TABLES', 'LLAMA3_SPLIT
 class GGUFError(RuntimeError):
     "Something about an export that a user can put right; the message says how."
 
-# %% ../nbs/week2/05_ship.ipynb #e0bd6822
+# %% ../nbs/week2/05_ship.ipynb #aa8e6b75
 DTYPES = dict(bf16=torch.bfloat16, fp16=torch.float16, fp32=torch.float32)
 
 def merge(base:str|Path,       # folder of the model that the adapter was trained on, in 16 or 32 bits
           adapter:str|Path,    # folder with `adapter_config.json` and `adapter_model.safetensors`
           out:str|Path,        # folder for the merged model; replaced if it is there
-          dtype:str="bf16",    # bf16, fp16 or fp32
+          dtype:str="fp16",    # fp16, fp32, or bf16, which rounds most
          ) -> Path:            # `out`
     "Add a LoRA to its base and save an ordinary model folder (Hu et al., 2021, section 4.1). Raises `GGUFError`."
     from peft import PeftModel
