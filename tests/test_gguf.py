@@ -1,0 +1,235 @@
+"""The GGUF exporter: what it refuses, what it writes, that a killed export goes on, and that llama.cpp agrees with transformers.
+
+Quick tests write a random Llama of a few thousand weights; the slow ones start processes and llama.cpp.
+"""
+from __future__ import annotations
+
+import json, os, shutil, signal, subprocess, sys, time
+from pathlib import Path
+from types import SimpleNamespace
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from mlcourse import gguf as export
+
+LLAMA3 = dict(rope_type="llama3", rope_theta=10000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64)
+
+
+def byte_tokenizer():
+    "A byte-level BPE without merges: 256 bytes and two special tokens, split as Llama 3 splits."
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    vocab = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    vocab["he"] = 256
+    tok = Tokenizer(models.BPE(vocab=vocab, merges=[("h", "e")]))
+    tok.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(export.LLAMA3_SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tok.decoder = decoders.ByteLevel()
+    tok.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tok, eos_token="<|im_end|>")
+    fast.chat_template = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    return fast
+
+
+def tiny_llama(folder: Path, tied: bool = False, rope: dict | None = None, width: int = 64, layers: int = 2, shard: str = "5GB") -> Path:
+    "A random Llama with grouped heads."
+    torch.manual_seed(0)
+    config = LlamaConfig(hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2, vocab_size=260, tie_word_embeddings=tied,
+                         max_position_embeddings=512, rope_parameters=rope or dict(rope_type="default", rope_theta=10000.0), initializer_range=0.2)
+    LlamaForCausalLM(config).save_pretrained(folder, max_shard_size=shard)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory): return tiny_llama(tmp_path_factory.mktemp("model")/"llama", rope=LLAMA3, shard="60KB")
+
+
+def test_the_file_holds_the_weights(model, tmp_path):
+    assert len(list(model.glob("*.safetensors"))) > 1          # several shards
+    tensors = {t.name: t for t in gguf.GGUFReader(export.export_gguf(model, tmp_path/"m.gguf", "f32")).tensors}
+    source = LlamaForCausalLM.from_pretrained(model).state_dict()
+    assert len(tensors) == len(source) + 1 and "rope_freqs.weight" in tensors and "output.weight" in tensors
+    assert np.array_equal(tensors["blk.1.attn_v.weight"].data, source["model.layers.1.self_attn.v_proj.weight"].numpy())
+    assert np.array_equal(tensors["blk.1.attn_k.weight"].data, export.interleave(source["model.layers.1.self_attn.k_proj.weight"].numpy(), 2))
+    assert not np.array_equal(tensors["blk.1.attn_k.weight"].data, source["model.layers.1.self_attn.k_proj.weight"].numpy())
+
+
+def test_a_tied_model_has_no_head(tmp_path):
+    names = [t.name for t in gguf.GGUFReader(export.export_gguf(tiny_llama(tmp_path/"m", tied=True), tmp_path/"m.gguf", "q4_0")).tensors]
+    assert "output.weight" not in names and "token_embd.weight" in names
+
+
+@pytest.mark.parametrize("type", export.TYPES)
+def test_sizes_are_as_planned(model, tmp_path, type):
+    path = export.export_gguf(model, tmp_path/"m.gguf", type)
+    for t in gguf.GGUFReader(path).tensors:
+        assert t.tensor_type == (export.Q.F32 if len(t.shape) == 1 else export.TYPES[type][t.name in export.TABLES]), t.name
+    assert [p.name for p in tmp_path.iterdir()] == ["m.gguf"]     # no part is left
+
+
+def test_small_pieces_give_the_same_file(model, tmp_path, monkeypatch):
+    whole = export.export_gguf(model, tmp_path/"a.gguf", "q8_0").read_bytes()
+    monkeypatch.setattr(export, "CHUNK", 64 * 7)
+    assert export.export_gguf(model, tmp_path/"b.gguf", "q8_0").read_bytes() == whole
+
+
+def test_rows_that_are_no_whole_blocks_stay_f16(tmp_path):
+    path = export.export_gguf(tiny_llama(tmp_path/"m", width=48), tmp_path/"m.gguf", "q8_0")
+    assert {t.tensor_type for t in gguf.GGUFReader(path).tensors if t.name == "blk.0.attn_q.weight"} == {export.Q.F16}
+
+
+class Killed(BaseException): pass
+
+def test_a_killed_export_goes_on(model, tmp_path):
+    whole = export.export_gguf(model, tmp_path/"whole.gguf", "q8_0").read_bytes()
+    written = []
+    def die(done, total):
+        written.append(done)
+        if len(written) == 5: raise Killed
+    with pytest.raises(Killed): export.export_gguf(model, tmp_path/"m.gguf", "q8_0", die)
+    assert not (tmp_path/"m.gguf").exists()
+    part, = tmp_path.glob("m.gguf.*.part")
+    with part.open("ab") as f: f.write(b"half a tensor")          # what a kill leaves behind
+    again = []
+    assert export.export_gguf(model, tmp_path/"m.gguf", "q8_0", lambda done, total: again.append(done)).read_bytes() == whole
+    assert again[0] > written[-1] and len(again) + 5 == len(gguf.GGUFReader(tmp_path/"m.gguf").tensors)
+
+
+def test_a_part_of_other_weights_is_not_continued(tmp_path):
+    folder = tiny_llama(tmp_path/"m")
+    def die(done, total): raise Killed
+    with pytest.raises(Killed): export.export_gguf(folder, tmp_path/"m.gguf", "f16", die)
+    torch.manual_seed(1)
+    LlamaForCausalLM(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
+    os.utime(folder/"model.safetensors", ns=(1, 1))
+    assert export.export_gguf(folder, tmp_path/"m.gguf", "f16").read_bytes() == export.export_gguf(folder, tmp_path/"n.gguf", "f16").read_bytes()
+    assert not list(tmp_path.glob("*.part"))
+
+
+def said(match): return pytest.raises(export.GGUFError, match=match)
+
+def test_what_is_refused(model, tmp_path, monkeypatch):
+    with said("no folder"): export.export_gguf(tmp_path/"nowhere", tmp_path/"x.gguf")
+    (tmp_path/"empty").mkdir()
+    with said("no config.json"): export.export_gguf(tmp_path/"empty", tmp_path/"x.gguf")
+    shutil.copy(model/"config.json", tmp_path/"empty")
+    with said("no .safetensors"): export.export_gguf(tmp_path/"empty", tmp_path/"x.gguf")
+    with said("no type 'q4_k'"): export.export_gguf(model, tmp_path/"x.gguf", "q4_k")
+    copy = shutil.copytree(model, tmp_path/"copy")
+    next(copy.glob("model-00002*")).unlink()
+    with said("incomplete"): export.export_gguf(copy, tmp_path/"x.gguf")
+    config = json.loads((model/"config.json").read_text())
+    (copy/"config.json").write_text(json.dumps(config | dict(quantization_config=dict(quant_method="bitsandbytes"))))
+    with said("quantized already"): export.export_gguf(copy, tmp_path/"x.gguf")
+    monkeypatch.setattr(export.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with said("Make room"): export.export_gguf(model, tmp_path/"x.gguf")
+    assert not (tmp_path/"x.gguf").exists()
+
+
+def test_architectures_and_scalings_that_are_not_known():
+    with said("GPT2LMHeadModel"): export.plan_tensors(SimpleNamespace(architectures=["GPT2LMHeadModel"]), {})
+    with said("yarn"): export.rope_divisors(SimpleNamespace(rope_parameters=dict(rope_type="yarn")))
+    config = LlamaConfig(num_hidden_layers=1, architectures=["LlamaForCausalLM"])
+    with said("no name"): export.plan_tensors(config, {"model.layers.0.mlp.experts.weight": (32, 32)})
+
+
+def test_a_full_disk_keeps_what_is_written(model, tmp_path, monkeypatch):
+    calls = []
+    def full(t, weights, config):
+        calls.append(t)
+        if len(calls) == 3: raise OSError(28, "No space left on device")
+        return real(t, weights, config)
+    real = export._pieces
+    monkeypatch.setattr(export, "_pieces", full)
+    with said("run the same again"): export.export_gguf(model, tmp_path/"m.gguf")
+    monkeypatch.setattr(export, "_pieces", real)
+    again = []
+    export.export_gguf(model, tmp_path/"m.gguf", said=lambda done, total: again.append(done))
+    assert len(again) == len(gguf.GGUFReader(tmp_path/"m.gguf").tensors) - 2
+
+
+def test_merge_and_its_refusals(model, tmp_path):
+    from peft import LoraConfig, PeftModel, get_peft_model
+    peft = get_peft_model(LlamaForCausalLM.from_pretrained(model), LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False))
+    peft.save_pretrained(tmp_path/"adapter")
+    ids = torch.arange(20)[None]
+    with torch.no_grad(): wanted = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(model), tmp_path/"adapter").eval()(ids).logits
+    merged = export.merge(model, tmp_path/"adapter", tmp_path/"merged", "fp32")
+    with torch.no_grad(): assert (LlamaForCausalLM.from_pretrained(merged)(ids).logits - wanted).abs().max() < 1e-3
+    with said("no dtype"): export.merge(model, tmp_path/"adapter", tmp_path/"x", "int8")
+    with said("no adapter"): export.merge(model, model, tmp_path/"x")
+    with said("Merge it first"): export.export_gguf(tmp_path/"adapter", tmp_path/"x.gguf")
+    other = tiny_llama(tmp_path/"other", width=32)
+    with said("cannot be merged"): export.merge(other, tmp_path/"adapter", tmp_path/"x")
+    assert not (tmp_path/"x").exists()
+
+
+def test_a_modelfile_reads_back(tmp_path):
+    (tmp_path/"m.gguf").write_bytes(b"")
+    found = export.read_modelfile(export.modelfile(tmp_path/"m.gguf", byte_tokenizer(), 512, 0.5))
+    assert found["parameter"] == dict(stop="<|im_end|>", num_ctx=512, temperature=0.5) and found["from"] == "./m.gguf"
+    (tmp_path/"Modelfile").write_text("FROM ./n.gguf\n")
+    with said("no such file"): export.read_modelfile(tmp_path/"Modelfile")
+    (tmp_path/"Modelfile").write_text("FROM ./m.gguf\nTEMPLAT x\n")
+    with said("no instruction"): export.read_modelfile(tmp_path/"Modelfile")
+
+
+def test_a_template_with_a_default_system_message_and_llama3s_form():
+    tok = byte_tokenizer()
+    tok.chat_template = ("{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}" + tok.chat_template)
+    template, default = export.go_template(tok)
+    assert default == "Be kind."
+    turns = [dict(role="user", content="a"), dict(role="assistant", content="b"), dict(role="user", content="c")]
+    assert export.render_go(template, [dict(role="system", content=default), *turns]) == tok.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    tok.chat_template = "{% for m in messages %}[{{ loop.index }}]{{ m['content'] }}{% endfor %}"
+    with said("by hand"): export.go_template(tok)
+
+
+# ---------------------------------------------------------------- llama.cpp and processes
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rope", [None, LLAMA3], ids=["default", "llama3"])
+def test_llama_cpp_agrees_at_every_position(tmp_path, rope):
+    "An untied random Llama with grouped heads, with and without Llama 3's scaling, far beyond its original context."
+    from mlcourse.llm import llama_cpp
+    folder = tiny_llama(tmp_path/"m", rope=rope)
+    path = export.export_gguf(folder, tmp_path/"m.gguf", "f32")
+    ids = np.random.default_rng(0).integers(0, 256, 150).tolist()
+    ours = export.reference_logprobs(LlamaForCausalLM.from_pretrained(folder), ids)
+    with llama_cpp(path, 256, 0) as engine: theirs = export.next_logprobs(engine, ids, 300)
+    assert np.abs(np.array(ours) - np.array(theirs)).max() < 0.05
+
+
+@pytest.mark.slow
+def test_the_tokenizer_travels(model, tmp_path):
+    from mlcourse.llm import llama_cpp
+    tok = byte_tokenizer()
+    texts = ["the hen, 12345 times", "  he\n\n\the ", "Grüße, 東京 🙂", "<|im_start|>user\nhe<|im_end|>", ""]
+    with llama_cpp(export.export_gguf(model, tmp_path/"m.gguf", "f16"), 256, 0) as engine:
+        for text in texts: assert export.tokenize(engine, text) == tok(text, add_special_tokens=False).input_ids, text
+
+
+@pytest.mark.slow
+def test_kill_and_again_from_the_command_line(tmp_path):
+    folder = tiny_llama(tmp_path/"m", width=1024, layers=6)
+    command = [sys.executable, "-m", "mlcourse.cli", "gguf", str(folder), str(tmp_path/"m.gguf"), "--type", "q5_1"]
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while time.monotonic() < end and running.poll() is None:
+        if any(p.stat().st_size > 2_000_000 for p in tmp_path.glob("*.part")): break
+        time.sleep(0.02)
+    os.kill(running.pid, signal.SIGKILL)
+    running.wait()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "Wrote" in done.stdout and (tmp_path/"Modelfile").is_file(), done.stderr
+    assert (tmp_path/"m.gguf").read_bytes() == export.export_gguf(folder, tmp_path/"n.gguf", "q5_1").read_bytes()
+
+
+@pytest.mark.slow
+def test_errors_of_the_command_are_sentences(tmp_path):
+    for args, code, word in ((["gguf", str(tmp_path), "x.gguf"], 1, "config.json"), (["gguf", "llama-99b", "x.gguf"], 1, "no model"), (["gguf", str(tmp_path)], 2, "out")):
+        done = subprocess.run([sys.executable, "-m", "mlcourse.cli", *args], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+        assert done.returncode == code and word.lower() in done.stderr.lower() and "Traceback" not in done.stderr, done.stderr
