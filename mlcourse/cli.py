@@ -22,6 +22,7 @@ LAZY = {   # name: (module:function, or module:typer app, and the line for the h
     "doctor": ("mlcourse.doctor:main", "What this machine has, what it lacks, and what fits on it."),
     "plan": ("mlcourse.vram:plan", "Predict the memory of a workload, and whether it fits a card."),
     "bench": ("mlcourse.vram:bench", "Compare the course's tools with others, on measurements."),
+    "demo": ("mlcourse.demo:app", "Web demos, on this machine alone."),
 }
 
 # %% ../nbs/lib/05_cli.ipynb #66dd2cfe
@@ -77,7 +78,7 @@ class LazyCommand(TyperCommand):
     def make_context(self, info_name, args, parent=None, **extra): return self.load().make_context(info_name, args, parent=parent, **extra)
 
 # %% ../nbs/lib/05_cli.ipynb #f6ccc72c
-ORDER = ("doctor", "plan", "run", "start", "update", "progress", "docs", "bench")   # of the help; others follow by name
+ORDER = ("doctor", "plan", "run", "start", "update", "progress", "docs", "bench", "demo")   # of the help; others follow by name
 
 class Commands(TyperGroup):
     "The commands of this page and those of the table."
