@@ -48,7 +48,7 @@ def listening(port:int=7860,         # 0 for any free one
         s.listen()
         yield s
 
-# %% ../nbs/lib/11_demo.ipynb #e84efb2c
+# %% ../nbs/lib/11_demo.ipynb #f8771f63
 def serve(web,                    # an ASGI application, such as FastAPI's
           s:socket.socket,        # from `listening`
           what:str="The demo",    # begins the line that is printed

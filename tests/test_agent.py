@@ -8,12 +8,13 @@ from hypothesis import example, given, settings, strategies as st
 
 from mlcourse.agent import ANSWER, Agent, Tool, ToolError, calculate, call_schema, inside, notes_tools, parse_call, plain, quoted, source_page
 
+unhurried = settings(deadline=None)   # a busy machine is no failure
 numbers = st.one_of(st.integers(0, 10**6).map(str), st.floats(0, 1e6, allow_nan=False).map(lambda x: f"{x:.6f}"))
 expressions = st.recursive(numbers, lambda e: st.tuples(e, st.sampled_from("+ - * / // % **".split()), e).map(lambda t: f"({t[0]} {t[1]} {t[2]})")
                            | e.map(lambda x: f"-{x}"), max_leaves=8)
 
 
-@settings(deadline=2000)
+@unhurried
 @given(st.one_of(expressions, st.text("0123456789.+-*/%()^ ", max_size=60), st.text(max_size=60)))
 @example("9**9**9**9")
 @example("2**-2**63")
@@ -27,6 +28,7 @@ def test_the_calculator_gives_a_finite_number_or_a_sentence(text):
     else: assert math.isfinite(float(result))
 
 
+@unhurried
 @given(st.recursive(st.integers(0, 999).map(str), lambda e: st.tuples(e, st.sampled_from("+-*"), e).map(lambda t: f"({t[0]} {t[1]} {t[2]})"), max_leaves=12))
 def test_the_calculator_agrees_with_python(text):
     if len(text) <= 200: assert calculate(text) == str(eval(text))
@@ -50,7 +52,7 @@ def folder(tmp_path_factory):
 
 PIECES = ["..", ".", "/", "\\", "a.md", "sub", "b.md", "out", "loop", "secret.txt", "notes", "notes-old", "c.md", ".env", "", "\0", "~", "%2e%2e", "é"]
 
-@settings(deadline=2000)
+@unhurried
 @given(st.one_of(st.lists(st.sampled_from(PIECES), max_size=8).map("/".join), st.lists(st.sampled_from(PIECES), max_size=8).map("".join), st.text(max_size=40)))
 @example("../notes-old/c.md")
 @example("out/secret.txt")
@@ -64,6 +66,7 @@ def test_no_path_leads_out(folder, name):
 
 TOOLS = [Tool("echo", "say it again", dict(text=dict(type="string", minLength=1, maxLength=20)), lambda text: text)]
 
+@unhurried
 @given(st.one_of(st.text(max_size=60), st.recursive(st.none() | st.booleans() | st.floats() | st.text(max_size=25), lambda x: st.lists(x, max_size=3) | st.dictionaries(
     st.sampled_from(["tool", "text", "x"]), x | st.sampled_from(["echo", ANSWER]), max_size=3), max_leaves=6).map(json.dumps)))
 def test_only_calls_of_the_tools_are_read(text):
@@ -86,6 +89,7 @@ class Spy:
 
 calls = st.one_of(st.text("abc", min_size=1, max_size=5).map(lambda t: json.dumps(dict(tool="echo", text=t))), st.just(json.dumps(dict(tool=ANSWER))), st.text(max_size=20))
 
+@unhurried
 @given(st.lists(calls, max_size=12), st.integers(1, 6), st.text(max_size=40))
 def test_results_never_reach_the_deciding_prompt_and_the_loop_ends(lines, max_steps, poison):
     "Whatever a model says and whatever a tool returns."
@@ -109,6 +113,7 @@ def test_the_schema_forbids_more_than_it_says():
     assert all(s["additionalProperties"] is False and s["required"] == list(s["properties"]) for s in call_schema(notes_tools(".", list))["anyOf"])
 
 
+@unhurried
 @given(st.text(max_size=80))
 def test_what_is_shown_is_inert(text):
     assert not set(plain(text).replace("<br>", "")) & set("<>[]()!*_`\"/\\") and "<|" not in quoted([text])

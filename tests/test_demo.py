@@ -101,8 +101,7 @@ def test_a_question_is_answered_and_its_citation_opens_the_source(page, address)
 
 def test_nothing_is_asked_of_another_server(page):
     ask(page, "Where is the picture of the harbour?")
-    page.locator("[data-testid=bot]").nth(1).wait_for()
-    page.wait_for_load_state("networkidle")
+    page.get_by_role("link", name="trap.md").first.wait_for()
     assert page.outside == [] and page.locator("[data-testid=bot] img").count() == 0
 
 
