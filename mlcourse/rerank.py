@@ -16,7 +16,7 @@ from .assets import fetch
 # %% auto #0
 __all__ = ['maxsim', 'Reranker', 'LateInteraction', 'CrossEncoderReranker', 'load_reranker', 'rerank']
 
-# %% ../nbs/week1/05_rag_better.ipynb #72bfe801
+# %% ../nbs/week1/05_rag_better.ipynb #a83c063f
 def maxsim(question:np.ndarray,             # token vectors of unit length, shape (tokens, dim)
            passages:Sequence[np.ndarray],   # of each passage, shape (tokens, dim), at least one token
           ) -> np.ndarray:                  # shape (passages,), -1 to 1
@@ -26,12 +26,12 @@ def maxsim(question:np.ndarray,             # token vectors of unit length, shap
     similarity = question @ np.concatenate(passages).astype(question.dtype).T
     return np.maximum.reduceat(similarity, starts, axis=1).mean(0)
 
-# %% ../nbs/week1/05_rag_better.ipynb #b7607aa4
+# %% ../nbs/week1/05_rag_better.ipynb #1b92af5d
 class Reranker(Protocol):
     "Anything that scores texts for a question."
     def scores(self, question:str, texts:Sequence[str]) -> np.ndarray: ...   # shape (texts,), higher is better
 
-# %% ../nbs/week1/05_rag_better.ipynb #26cd9d00
+# %% ../nbs/week1/05_rag_better.ipynb #18ef9117
 class LateInteraction:
     "MaxSim over the token vectors of an ordinary embedder, without any training."
     def __init__(self, folder:str|Path,   # a sentence-transformers model
@@ -53,7 +53,7 @@ class LateInteraction:
         if new: self.known.update(zip(new, (v.astype("float16") for v in self.tokens(new))))
         return maxsim(self.tokens([question])[0], [self.known[t] for t in texts])
 
-# %% ../nbs/week1/05_rag_better.ipynb #18ef9117
+# %% ../nbs/week1/05_rag_better.ipynb #bb9c1b8a
 class CrossEncoderReranker:
     "A model that reads question and passage together, such as bge-reranker-base."
     def __init__(self, folder:str|Path,      # a model with a classification head of one output
@@ -66,7 +66,7 @@ class CrossEncoderReranker:
         if not len(texts): return np.zeros(0, "float32")
         return self.model.predict([(question, t) for t in texts], show_progress_bar=False)
 
-# %% ../nbs/week1/05_rag_better.ipynb #bb9c1b8a
+# %% ../nbs/week1/05_rag_better.ipynb #32d4f3ef
 def load_reranker(name:str,      # an asset of the course, or a model's folder
                  ) -> Reranker:
     "A cross-encoder if the model has a classification head, else late interaction over its tokens."
@@ -74,13 +74,13 @@ def load_reranker(name:str,      # an asset of the course, or a model's folder
     kinds = json.loads((folder/"config.json").read_text(encoding="utf-8")).get("architectures") or [""]
     return CrossEncoderReranker(folder) if kinds[0].endswith("ForSequenceClassification") else LateInteraction(folder)
 
-# %% ../nbs/week1/05_rag_better.ipynb #2916f38e
+# %% ../nbs/week1/05_rag_better.ipynb #61949425
 def _unit(x:np.ndarray) -> np.ndarray:
     "To the range 0 to 1; all zero when all are equal."
     x = np.asarray(x, float)
     return (x - x.min()) / (x.max() - x.min()) if len(x) and x.max() > x.min() else np.zeros(len(x))
 
-# %% ../nbs/week1/05_rag_better.ipynb #c6d96c33
+# %% ../nbs/week1/05_rag_better.ipynb #8525ea68
 def rerank(question:str,
            hits:Sequence,          # of a retriever, best first, each with `.chunk.indexed` and `.score`
            reranker:Reranker,
