@@ -14,7 +14,7 @@ import numpy as np
 from .assets import cache_dir, fetch
 from .demo import DemoError, listening, serve
 from .llm import llama_cpp
-from .rag import Embedder, Retriever, Store, answer, ingest
+from .rag import Embedder, Retriever, Store, ingest
 from .tier import resolve
 
 # %% auto #0
@@ -318,6 +318,7 @@ def chat(folder:str,          # the folder with your notes
         store.update(notes)
         retriever = Retriever(store)
         with llama_cpp(fetch(gguf), 4096) as engine:
+            from mlcourse.rag import answer
             def reply(question):
                 found = answer(question, retriever, engine)
                 return found.text, found.citations
