@@ -13,8 +13,7 @@ from urllib.parse import quote
 import numpy as np
 from .assets import cache_dir, fetch
 from .demo import DemoError, listening, serve
-from .llm import llama_cpp
-from .rag import Embedder, Retriever, Store, ingest
+from .rag import Embedder, Retriever, Store, answer, ingest
 from .tier import resolve
 
 # %% auto #0
@@ -313,12 +312,12 @@ def chat(folder:str,          # the folder with your notes
     except ValueError as e: raise DemoError(str(e)) from e
     with listening(port) as s:
         if not ingest(notes): raise DemoError(f"{folder} holds nothing that can be read. Put notes, code or notebooks there (.md, .txt, .py, .ipynb).")
+        from mlcourse.llm import llama_cpp   # brings torch
         print("Reading your notes ...", flush=True)
         store = Store(cache_dir()/"rag"/hashlib.sha256(f"{notes} {embedder}".encode()).hexdigest()[:16], Embedder(embedder))
         store.update(notes)
         retriever = Retriever(store)
         with llama_cpp(fetch(gguf), 4096) as engine:
-            from mlcourse.rag import answer
             def reply(question):
                 found = answer(question, retriever, engine)
                 return found.text, found.citations
