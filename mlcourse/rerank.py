@@ -36,15 +36,16 @@ class LateInteraction:
     "MaxSim over the token vectors of an ordinary embedder, without any training."
     def __init__(self, folder:str|Path,   # a sentence-transformers model
                  keep:int=4096):          # passages whose token vectors are remembered
+        import torch
         from sentence_transformers import SentenceTransformer
-        self.model, self.keep, self.known = SentenceTransformer(str(folder)), keep, {}
+        self.model, self.keep, self.known = SentenceTransformer(str(folder)).to(torch.bfloat16).eval(), keep, {}
 
     def tokens(self, texts:Sequence[str],
               ) -> list[np.ndarray]:      # of each text, shape (tokens, dim), unit length, without the special tokens at both ends
         "Token vectors; what is longer than the model's window is cut."
         found = self.model.encode(list(texts), output_value="token_embeddings", show_progress_bar=False)
-        rows = (v[1:-1] if len(v) > 2 else v for v in found)
-        return [(v / v.norm(dim=1, keepdim=True)).float().cpu().numpy() for v in rows]
+        rows = (v[1:-1].float() if len(v) > 2 else v.float() for v in found)
+        return [(v / v.norm(dim=1, keepdim=True)).cpu().numpy() for v in rows]
 
     def scores(self, question:str, texts:Sequence[str]) -> np.ndarray:
         "MaxSim of the question with each text, shape (texts,)."
