@@ -76,7 +76,7 @@ def _read(path:Path, max_bytes:int) -> tuple[str|None, str]:
     if text is None: return None, "not text"
     return (text, "") if text.strip() else (None, "empty")
 
-# %% ../nbs/week1/04_rag.ipynb #4225a85d
+# %% ../nbs/week1/04_rag.ipynb #e4e2aae7
 @dataclass(frozen=True)
 class Chunk:
     "A passage of a note."
@@ -94,8 +94,8 @@ class Chunk:
 
     @property
     def indexed(self) -> str:
-        "What is searched: the headings, then the text."
-        return f"{self.heading}\n{self.text}" if self.heading else self.text
+        "What is searched: the file's name, the headings, the text."
+        return "\n".join(p for p in (self.path, self.heading, self.text) if p)
 
 # %% ../nbs/week1/04_rag.ipynb #b2693254
 Block = tuple[int, list[str]]   # first line, lines
