@@ -79,6 +79,7 @@ ASSETS: dict[str, Asset] = {a.name: a for a in (
           size=167_998, sha256="b7c39a0f2b21ee0b7b2acae3a2008200d148a5c118a9e72ee170add3977bf03e"),
     Asset("bge-small-en-v1.5", "hub", "MIT", "sentence embedder, 33M parameters", path="BAAI/bge-small-en-v1.5", url="https://huggingface.co/BAAI/bge-small-en-v1.5", size=67_000_000),
     Asset("bge-base-en-v1.5", "hub", "MIT", "sentence embedder, 109M parameters", path="BAAI/bge-base-en-v1.5", url="https://huggingface.co/BAAI/bge-base-en-v1.5", size=219_000_000),
+    _hub("bge-reranker-base", "BAAI/bge-reranker-base", "MIT", 278_044_417),
     _hub("llama-3.1-8b-instruct", "meta-llama/Llama-3.1-8B-Instruct", "Llama 3.1 Community License", 8_030_261_248),
     _hub("qwen2.5-7b-instruct", "Qwen/Qwen2.5-7B-Instruct", "Apache-2.0", 7_615_616_512),
     _hub("qwen2.5-coder-7b-instruct", "Qwen/Qwen2.5-Coder-7B-Instruct", "Apache-2.0", 7_615_616_512),

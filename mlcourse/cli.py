@@ -23,6 +23,7 @@ LAZY = {   # name, behind that of its group: (module:function, and the line for 
     "plan": ("mlcourse.vram:plan", "Predict the memory of a workload, and whether it fits a card."),
     "bench vram": ("mlcourse.vram:bench_vram", "The planner's error against measured steps, beside other planners."),
     "bench tinylm": ("mlcourse.tinylm:bench_tinylm", "Train the 0.80M model of nanoGPT's CPU page by the modern recipe."),
+    "demo": ("mlcourse.demo:app", "Web demos, on this machine alone."),
     "gguf": ("mlcourse.gguf:main", "Write a model as GGUF, for llama.cpp and Ollama."),
     "bench decode": ("mlcourse.tinylm:bench_decode", "Generation with the lesson's KV cache, against transformers and no cache."),
 }
