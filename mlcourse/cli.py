@@ -13,7 +13,7 @@ from typer.core import TyperCommand, TyperGroup
 import mlcourse
 
 # %% auto #0
-__all__ = ['LAZY', 'HELP', 'ORDER', 'app', 'bench', 'Work', 'as_command', 'Trouble', 'LazyCommand', 'Commands', 'Benches',
+__all__ = ['LAZY', 'GROUPS', 'HELP', 'ORDER', 'app', 'Work', 'as_command', 'Trouble', 'LazyCommand', 'Commands', 'group_of',
            'show_version', 'options', 'say', 'console', 'run', 'user_errors', 'start', 'update', 'progress', 'docs',
            'save_traceback', 'explain', 'main']
 
@@ -23,10 +23,11 @@ LAZY = {   # name, behind that of its group: (module:function, and the line for 
     "plan": ("mlcourse.vram:plan", "Predict the memory of a workload, and whether it fits a card."),
     "bench vram": ("mlcourse.vram:bench_vram", "The planner's error against measured steps, beside other planners."),
     "bench tinylm": ("mlcourse.tinylm:bench_tinylm", "Train the 0.80M model of nanoGPT's CPU page by the modern recipe."),
-    "demo": ("mlcourse.demo:app", "Web demos, on this machine alone."),
-    "gguf": ("mlcourse.gguf:main", "Write a model as GGUF, for llama.cpp and Ollama."),
     "bench decode": ("mlcourse.tinylm:bench_decode", "Generation with the lesson's KV cache, against transformers and no cache."),
+    "demo rag": ("mlcourse.agent:chat", "Chat with a folder of your notes; every citation opens its source."),
+    "gguf": ("mlcourse.gguf:main", "Write a model as GGUF, for llama.cpp and Ollama."),
 }
+GROUPS = {"bench": "Compare the course's tools with others, on measurements.", "demo": "Web demos, on this machine alone."}
 
 # %% ../nbs/lib/05_cli.ipynb #66dd2cfe
 def as_command(fn,          # a function with docments
@@ -80,7 +81,7 @@ class LazyCommand(TyperCommand):
     def make_context(self, info_name, args, parent=None, **extra): return self.load().make_context(info_name, args, parent=parent, **extra)
 
 # %% ../nbs/lib/05_cli.ipynb #f6ccc72c
-ORDER = ("doctor", "plan", "run", "start", "update", "progress", "docs", "bench")   # of the help; others follow by name
+ORDER = ("doctor", "plan", "run", "start", "update", "progress", "docs", "bench", "demo", "gguf")   # of the help; others follow by name
 
 class Commands(TyperGroup):
     "The commands of this page and those of the table."
@@ -94,19 +95,18 @@ class Commands(TyperGroup):
 
     def list_commands(self, ctx): return sorted(self.commands, key=lambda n: (ORDER.index(n) if n in ORDER else len(ORDER), n))
 
-class Benches(Commands):
-    "The rows that begin with `bench`."
-    group = "bench"
+def group_of(name:str) -> type[Commands]:
+    "The class of a group: the rows that begin with its name."
+    return type(name.title(), (Commands,), dict(group=name))
 
 # %% ../nbs/lib/05_cli.ipynb #ffec30f4
 app = typer.Typer(cls=Commands, name="mlcourse", add_completion=False, context_settings=HELP, pretty_exceptions_enable=False,
                   help="What you can really build with one 12 GB GPU: a course that runs.")
 
-bench = typer.Typer(cls=Benches, add_completion=False, context_settings=HELP)
-app.add_typer(bench, name="bench", help="Compare the course's tools with others, on measurements.")
-
-@bench.callback()
-def _bench(): pass   # a group without commands of its own needs one
+for name, help in GROUPS.items():
+    group = typer.Typer(cls=group_of(name), add_completion=False, no_args_is_help=True, context_settings=HELP)
+    group.callback()(lambda: None)   # a group without commands of its own needs one
+    app.add_typer(group, name=name, help=help)
 
 # %% ../nbs/lib/05_cli.ipynb #708f4f1f
 def show_version(wanted:bool):
@@ -213,7 +213,7 @@ def explain(e:Exception) -> int:   # exit code
     if hasattr(e, "format_message"):   # click's, whose home differs between typer's versions
         where = getattr(getattr(e, "ctx", None), "command_path", "mlcourse")
         text = e.format_message()
-        say(f"{text if text.endswith(('.', '?')) else text + '.'} See `{where} --help`.")
+        if text: say(f"{text if text.endswith(('.', '?')) else text + '.'} See `{where} --help`.")   # no words: the help was shown instead
         return e.exit_code
     if isinstance(e, BrokenPipeError):   # the reader went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

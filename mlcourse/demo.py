@@ -7,28 +7,9 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-import typer
-from typer.core import TyperGroup
-from .cli import HELP, LazyCommand
 
 # %% auto #0
-__all__ = ['DEMOS', 'app', 'Demos', 'DemoError', 'listening', 'serve']
-
-# %% ../nbs/lib/11_demo.ipynb #3feb002c
-DEMOS = {   # name: (module:function, and the line for the help)
-    "rag": ("mlcourse.agent:chat", "Chat with a folder of your notes; every citation opens its source."),
-}
-
-class Demos(TyperGroup):
-    "The rows of the table as commands."
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        for name, row in DEMOS.items(): self.commands[name] = LazyCommand(f"demo {name}", *row)
-
-app = typer.Typer(cls=Demos, no_args_is_help=True, add_completion=False, context_settings=HELP, help="Web demos, on this machine alone.")
-
-@app.callback()
-def _demos(): "Web demos, on this machine alone."
+__all__ = ['DemoError', 'listening', 'serve']
 
 # %% ../nbs/lib/11_demo.ipynb #9a44daa4
 class DemoError(RuntimeError):
