@@ -334,7 +334,7 @@ def zero_init(model:TinyLM) -> None:
         if name.endswith(("proj.weight", "down.weight", "head.weight")): nn.init.zeros_(p)
         else: nn.init.normal_(p, std=1 if name in ("embed.weight", "positions.table.weight") else p.shape[1] ** -0.5)
 
-# %% ../nbs/week2/04_tiny_lm.ipynb #5b4e26a0
+# %% ../nbs/week2/04_tiny_lm.ipynb #fbeb6f05
 def _optimizer(groups:list[dict], **kwargs): return torch.optim.AdamW(groups, fused=True, **kwargs)
 
 def adamw(model:TinyLM) -> list[torch.optim.Optimizer]:
@@ -348,7 +348,7 @@ def muon(model:TinyLM) -> list[torch.optim.Optimizer]:
     tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
     known = {id(p) for p in (*matrices, *tables)}
     rest = [p for p in model.parameters() if id(p) not in known]
-    return [torch.optim.Muon(matrices, lr=0.02, weight_decay=0, momentum=0.95, ns_steps=2),
+    return [torch.optim.Muon(matrices, lr=0.02, weight_decay=0, momentum=0.95, ns_steps=3),
             _optimizer([dict(params=tables, lr=0.1), dict(params=rest, lr=0.004)], betas=(0.9, 0.95), weight_decay=0)]
 
 def constant(t:float,      # part of the training that is done, 0 to 1
