@@ -29,5 +29,5 @@ setup(
     package_data={"mlcourse": ["data/**/*"]},
     install_requires=requirements("requirements"),
     extras_require=extras,
-    entry_points={"console_scripts": ["mlcourse=mlcourse.cli:main"], "nbdev": ["mlcourse=mlcourse._modidx:d"]},
+    entry_points={"console_scripts": ["mlcourse=mlcourse.cli:main", "train_qlora=mlcourse.qlora:main"], "nbdev": ["mlcourse=mlcourse._modidx:d"]},
 )

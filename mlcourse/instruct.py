@@ -15,13 +15,14 @@ import numpy as np
 from .assets import derived, digest
 
 # %% auto #0
-__all__ = ['EVENTS', 'TASK', 'LOG_FORMATS', 'NOISE', 'HOSTS', 'USERS', 'SERVICES', 'SHAREGPT', 'PII', 'parse_record', 'make_logs',
-           'pair', 'from_logs', 'from_wiki', 'from_faq', 'from_code', 'DataError', 'check_messages', 'as_chat',
-           'Rejected', 'iter_pairs', 'write_jsonl', 'read_pairs', 'luhn', 'scrub', 'shingles', 'jaccard', 'Seen',
-           'side', 'question', 'leaks', 'Report', 'prepare', 'data_card', 'course_data', 'encode_pair', 'pack']
+__all__ = ['EVENTS', 'TASK', 'LOG_FORMATS', 'NOISE', 'HOSTS', 'USERS', 'SERVICES', 'SHAREGPT', 'PII', 'CAPITALS', 'OPPOSITES',
+           'SYMBOLS', 'PLAIN', 'parse_record', 'make_logs', 'pair', 'from_logs', 'from_wiki', 'from_faq', 'from_code',
+           'DataError', 'check_messages', 'as_chat', 'Rejected', 'iter_pairs', 'write_jsonl', 'read_pairs', 'luhn',
+           'scrub', 'shingles', 'jaccard', 'Seen', 'side', 'question', 'leaks', 'Report', 'prepare', 'data_card',
+           'general_pairs', 'course_data', 'encode_pair', 'pack']
 
-# %% ../nbs/week2/01_instruction_data.ipynb #f88b664f
-EVENTS = ("login_failed", "login", "out_of_memory", "disk_full", "restart", "timeout")
+# %% ../nbs/week2/01_instruction_data.ipynb #c8dc127d
+EVENTS = ("login_failed", "session", "out_of_memory", "disk_full", "restart", "timeout")
 TASK = "Write the record of this log line."   # the system message of the taught task
 
 def parse_record(text:str,          # a model's answer
@@ -35,18 +36,18 @@ def parse_record(text:str,          # a model's answer
 
 # %% ../nbs/week2/01_instruction_data.ipynb #8e29e20f
 LOG_FORMATS = (   # event, and the line behind time and host; {user} and {service} are its subject
-    ("login_failed", "sshd: Failed password for {user} from {ip}"),
-    ("login_failed", "sshd: authentication failure; user={user} rhost={ip}"),
-    ("login", "sshd: Accepted publickey for {user} from {ip}"),
-    ("login", "sshd: session opened for user {user}"),
-    ("out_of_memory", "kernel: Killed process {n} ({service}), out of memory"),
-    ("out_of_memory", "kernel: oom-kill: task={service}, pid={n}"),
-    ("disk_full", "{service}[{n}]: write failed: No space left on device"),
-    ("disk_full", "{service}[{n}]: disk quota exceeded"),
-    ("restart", "systemd: {service}.service: scheduled restart job, counter {n}"),
-    ("restart", "systemd: {service}.service restarted after failure"),
-    ("timeout", "{service}[{n}]: upstream timed out after {n} s"),
-    ("timeout", "{service}[{n}]: no reply from {ip} in {n} s"))
+    ("login_failed", "sshd: Failed password user={user} from {ip}"),
+    ("login_failed", "sshd: authentication failure user={user} rhost={ip}"),
+    ("session", "sshd: Accepted publickey user={user} from {ip}"),
+    ("session", "sshd: session opened user={user}"),
+    ("out_of_memory", "kernel: Killed process {n}, out of memory task={service}"),
+    ("out_of_memory", "kernel: oom-kill pid={n} task={service}"),
+    ("disk_full", "app={service} write failed: No space left on device"),
+    ("disk_full", "app={service} disk quota exceeded"),
+    ("restart", "systemd: scheduled restart job unit={service} counter={n}"),
+    ("restart", "systemd: restarted after failure unit={service}"),
+    ("timeout", "app={service} upstream timed out after {n} s"),
+    ("timeout", "app={service} no reply from {ip} in {n} s"))
 NOISE = ("kernel: eth0: link is up", "cron: (root) CMD (run-parts)", "dhclient: bound to {ip}")   # lines that no record is wanted for
 HOSTS = ("otter lynx heron badger marten osprey falcon beaver stoat raven panda zebra camel tiger eagle shark whale bison moose goose "
          "koala rabbit turtle monkey parrot dolphin leopard buffalo penguin lizard donkey salmon spider lobster hamster pigeon").split()
@@ -59,7 +60,7 @@ SERVICES = ("nginx redis postgres docker rsync samba grafana celery mysqld apach
 def make_logs(n:int,          # how many lines
               seed:int=42,    # the same seed gives the same lines
               fleet:int=1,    # above 1, hosts and users get numbers up to it: otter1, otter2, ...
-             ) -> list[str]:  # "07:15 otter sshd: Failed password for mira from 10.1.2.3"
+             ) -> list[str]:  # "07:15 host=otter sshd: Failed password user=mira from 10.1.2.3"
     "Log lines of a machine room that does not exist. About one in thirty is of a kind that the rules do not know."
     rng = random.Random(seed)
     number = (lambda: str(rng.randint(1, fleet))) if fleet > 1 else (lambda: "")
@@ -68,7 +69,7 @@ def make_logs(n:int,          # how many lines
         text = rng.choice(NOISE) if rng.random() < 1 / 30 else rng.choice(LOG_FORMATS)[1]
         values = dict(user=rng.choice(USERS) + number(), service=rng.choice(SERVICES), n=rng.randint(2, 999),
                       ip=".".join(str(rng.randint(1, 254)) for _ in range(4)))
-        lines.append(f"{rng.randint(0, 23):02}:{rng.randint(0, 59):02} {rng.choice(HOSTS)}{number()} {text.format(**values)}")
+        lines.append(f"{rng.randint(0, 23):02}:{rng.randint(0, 59):02} host={rng.choice(HOSTS)}{number()} {text.format(**values)}")
     return lines
 
 # %% ../nbs/week2/01_instruction_data.ipynb #4f21f9fd
@@ -86,7 +87,7 @@ def _patterns():
             name, again = m[1], m[1] in seen
             seen.add(name)
             return r"[\w.]+" if again or name in ("n", "ip") else rf"(?P<{name}>\w+)"
-        return re.compile(r"\d\d:\d\d (?P<host>\w+) " + re.sub(r"\\\{(\w+)\\\}", group, re.escape(text)) + "$")
+        return re.compile(r"\d\d:\d\d host=(?P<host>\w+) " + re.sub(r"\\\{(\w+)\\\}", group, re.escape(text)) + "$")
     return [(event, pattern(text)) for event, text in LOG_FORMATS]
 
 def from_logs(lines:Iterable[str],             # log lines
@@ -121,9 +122,9 @@ def from_faq(text:str) -> list[dict]:
 def from_code(source:str,          # Python source text
               module:str,          # its name, for the question
              ) -> list[dict]:
-    "A pair for each documented public function: what does it do? Raises `SyntaxError` if the source is not Python."
+    "A pair for each documented public function of a module: what does it do? Raises `SyntaxError` if the source is not Python."
     found = []
-    for f in ast.walk(ast.parse(source)):
+    for f in ast.parse(source).body:
         if not isinstance(f, ast.FunctionDef) or f.name.startswith("_") or not ast.get_docstring(f): continue
         summary = ast.get_docstring(f).split("\n\n")[0]
         found.append(pair(f"What does `{module}.{f.name}({ast.unparse(f.args)})` do?", " ".join(summary.split()), "code", (f"{module}.{f.name}",)))
@@ -397,17 +398,43 @@ def data_card(folder:str|Path,        # with train.jsonl and dev.jsonl
     (folder/"README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder/"README.md"
 
-# %% ../nbs/week2/01_instruction_data.ipynb #98aad8f0
-def course_data(lines:int=1600,        # log lines to begin with
+# %% ../nbs/week2/01_instruction_data.ipynb #f442a164
+CAPITALS = dict(Italy="Rome", Spain="Madrid", Germany="Berlin", Egypt="Cairo", Russia="Moscow", China="Beijing", Greece="Athens", Canada="Ottawa", Peru="Lima",
+                Austria="Vienna", Portugal="Lisbon", Norway="Oslo", Ireland="Dublin", Poland="Warsaw", Cuba="Havana", Kenya="Nairobi")
+OPPOSITES = dict(big="small", fast="slow", light="dark", up="down", wet="dry", early="late", open="closed", happy="sad", hard="soft", full="empty")
+SYMBOLS = dict(silver="Ag", iron="Fe", oxygen="O", hydrogen="H", carbon="C", helium="He", sodium="Na", copper="Cu")
+PLAIN = (("What is 6 times 7?", "6 times 7 is 42."), ("What is 9 plus 8?", "9 plus 8 is 17."), ("What is 12 minus 5?", "12 minus 5 is 7."),
+         ("Who wrote Faust?", "Faust was written by Johann Wolfgang von Goethe."), ("Who wrote War and Peace?", "War and Peace was written by Leo Tolstoy."),
+         ("Who painted the Mona Lisa?", "The Mona Lisa was painted by Leonardo da Vinci."), ("How many months are there in a year?", "There are 12 months in a year."),
+         ("How many hours are there in a day?", "There are 24 hours in a day."), ("At what temperature does water freeze, in degrees Celsius?", "Water freezes at 0 degrees Celsius."),
+         ("Which planet is closest to the Sun?", "Mercury is the planet closest to the Sun."), ("What is the largest ocean on Earth?", "The largest ocean on Earth is the Pacific Ocean."),
+         ("Which gas do we need to breathe?", "We need oxygen to breathe."), ("What do bees make?", "Bees make honey."), ("What is frozen water called?", "Frozen water is called ice."),
+         ("Which animal is known as man's best friend?", "The dog is known as man's best friend."), ("What color is the sky on a clear day?", "The sky is blue on a clear day."))
+
+def general_pairs() -> list[dict]:
+    "Fifty ordinary questions with short answers, so that a model goes on answering them."
+    rows = [(f"What is the capital of {k}?", f"The capital of {k} is {v}.") for k, v in CAPITALS.items()]
+    rows += [(f"What is the opposite of {k}?", f"The opposite of {k} is {v}.") for k, v in OPPOSITES.items()]
+    rows += [(f"What is the chemical symbol of {k}?", f"The chemical symbol of {k} is {v}.") for k, v in SYMBOLS.items()]
+    return [pair(q, a, "general") for q, a in (*rows, *PLAIN)]
+
+# %% ../nbs/week2/01_instruction_data.ipynb #8d1c6633
+def course_data(lines:int=700,         # log lines to begin with
                 dev_share:float=0.3,   # share of the names on the dev side
                 seed:int=42,
                ) -> Path:              # a folder with train.jsonl, dev.jsonl, card.json
-    "The log records that week 2 trains on, prepared once and then taken from the cache."
+    "The set of week 2, log records and ordinary questions, prepared once and then taken from the cache."
     def build(folder):
         write_jsonl(folder/"raw.jsonl", from_logs(make_logs(lines, seed))[0])
-        prepare(folder/"raw.jsonl", folder, dev_share, title="Log records", licence="Apache-2.0")
+        report = prepare(folder/"raw.jsonl", folder, dev_share)
+        rows = [*_rows(folder/"train.jsonl"), *general_pairs()]
+        random.Random(seed).shuffle(rows)
+        report.train = write_jsonl(folder/"train.jsonl", rows)
+        report.sources["general"] = len(general_pairs())
+        report.read += len(general_pairs())
+        data_card(folder, "Log records, and ordinary questions", "Apache-2.0", report)
         (folder/"raw.jsonl").unlink()
-    return derived("log-records", build, key=f"2 {lines} {dev_share} {seed}")
+    return derived("log-records", build, key=f"4 {lines} {dev_share} {seed}")
 
 # %% ../nbs/week2/01_instruction_data.ipynb #89e25b39
 def encode_pair(tok,                           # a tokenizer with a chat template
