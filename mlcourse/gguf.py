@@ -283,7 +283,7 @@ def _write(part, header, plan, ends, done, weights, config, said):
             said(end, ends[-1])
         os.fsync(f.fileno())
 
-# %% ../nbs/week2/05_ship.ipynb #ab218761
+# %% ../nbs/week2/05_ship.ipynb #91440367
 def next_logprobs(engine:OpenAIEngine,   # of `llama_cpp`
                   ids:list[int],         # token ids of a text
                   n_probs:int=200,       # so many of the likeliest tokens are asked for; all of them where the true one is not among these
@@ -295,7 +295,9 @@ def next_logprobs(engine:OpenAIEngine,   # of `llama_cpp`
         def top(i, n):
             r = client.post(url, json=dict(prompt=ids[:i], n_predict=1, n_probs=n, temperature=-1, cache_prompt=True))
             if r.is_error: raise LLMError(f"llama.cpp refused position {i} (HTTP {r.status_code}): {r.text[:200]}. Is the context long enough for {len(ids)} tokens?")
-            return {t["id"]: t["logprob"] for t in r.json()["completion_probabilities"][0]["top_logprobs"]}
+            told = r.json().get("completion_probabilities")
+            if not told: raise LLMError(f"llama.cpp gave no probabilities at position {i}: its likeliest token there is half a character. Take another text.")
+            return {t["id"]: t["logprob"] for t in told[0]["top_logprobs"]}
         for i in range(1, len(ids)):
             told = top(i, n_probs)
             if ids[i] not in told: told = top(i, 2**20)

@@ -26,7 +26,7 @@ URGENT = ("disk_full", "out_of_memory", "login_failed")     # what the people on
 class PreferenceError(ValueError):
     "Pairs that cannot be trained on; the message says why."
 
-# %% ../nbs/week2/03_preference.ipynb #7806256a
+# %% ../nbs/week2/03_preference.ipynb #41ae87b6
 def make_pair(prompt:list[dict],  # chat messages, the user's last
               chosen:str,         # the better answer
               rejected:str,       # the worse one
@@ -38,7 +38,7 @@ def make_pair(prompt:list[dict],  # chat messages, the user's last
     def said(text): return [dict(role="assistant", content=text)]
     return dict(prompt=prompt, chosen=said(chosen), rejected=said(rejected))
 
-def on_call_pairs(rows:Iterable[dict],   # log lines with their records, from `mlcourse.instruct.course_data`
+def on_call_pairs(rows:Iterable[dict],   # log lines with their records, from `mlcourse.instruct.from_logs`
                   n:int,                 # how many pairs; the events are equally frequent
                  ) -> list[dict]:        # pairs, the events in turn
     "Pairs of the on-call rule. Raises `PreferenceError` if there are too few lines of some event."
@@ -49,7 +49,7 @@ def on_call_pairs(rows:Iterable[dict],   # log lines with their records, from `m
         by_event.setdefault(event, []).append(make_pair([dict(role="system", content=QUESTION), row["messages"][-2]], *answers))
     each = n // len(by_event)
     for event, found in by_event.items():
-        if len(found) < each: raise PreferenceError(f"There are {len(found)} lines of {event}, and {each} are wanted. Prepare more lines with course_data(lines=...).")
+        if len(found) < each: raise PreferenceError(f"There are {len(found)} lines of {event}, and {each} are wanted. Prepare more lines with make_logs.")
     return [found[i] for i in range(each) for found in by_event.values()]
 
 # %% ../nbs/week2/03_preference.ipynb #1b4fb46b
@@ -157,10 +157,10 @@ def train_dpo(model, tok,                 # from `mlcourse.llm.load`
     trainer.model.save_pretrained(out)
     return trainer
 
-# %% ../nbs/week2/03_preference.ipynb #ba40f951
+# %% ../nbs/week2/03_preference.ipynb #20612d69
 def program_of(line:str) -> str:  # such as `sshd`, in lower case
     "The program that wrote a log line: what stands behind time and host."
-    found = re.match(r"\d\d:\d\d \S+ ([A-Za-z_]+)", line)
+    found = re.match(r"\d\d:\d\d host=\S+ (?:app=)?([A-Za-z_]+)", line)
     if not found: raise PreferenceError(f"This is no log line of the course: {line!r}")
     return found[1].lower()
 

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from mlcourse import preference as pref
 from test_gguf import byte_tokenizer
 
-LINE = "07:15 otter sshd: Failed password for mira"
+LINE = "07:15 host=otter sshd: Failed password user=mira from 10.1.2.3"
 
 
 def row(event, i=0):
@@ -34,7 +34,7 @@ def pairs():
 
 
 def test_pairs_are_balanced_and_of_equal_length():
-    rows = [row(e, i) for i in range(5) for e in ("disk_full", "out_of_memory", "login_failed", "login", "restart", "timeout")]
+    rows = [row(e, i) for i in range(5) for e in ("disk_full", "out_of_memory", "login_failed", "session", "restart", "timeout")]
     found = pref.on_call_pairs(rows, 24)
     chosen = [p["chosen"][0]["content"] for p in found]
     assert len(found) == 24 and chosen.count(pref.CALL) == chosen.count(pref.WAIT) == 12
