@@ -6,7 +6,7 @@
 from __future__ import annotations
 import argparse, json, math, os, sys, time, warnings
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import get_type_hints
 
@@ -17,9 +17,9 @@ from .instruct import encode_pair, parse_record, read_pairs
 
 # %% auto #0
 __all__ = ['RECORD', 'REPORTS', 'OPTIMS', 'FLAG_OF', 'MANIFEST', 'LASTING', 'answers', 'score_records', 'TrainError', 'FlagError',
-           'Flags', 'source_of', 'load_base', 'best_attention', 'parse_flags', 'check_flags', 'RunPlan', 'make_plan',
-           'seal', 'damage', 'last_checkpoint', 'duration', 'make_trainer', 'Result', 'train', 'main', 'launch_configs',
-           'launch_command']
+           'flag', 'Flags', 'source_of', 'load_base', 'best_attention', 'parse_flags', 'check_flags', 'RunPlan',
+           'make_plan', 'seal', 'damage', 'last_checkpoint', 'duration', 'make_trainer', 'Result', 'train', 'main',
+           'launch_configs', 'launch_command']
 
 # %% ../nbs/week2/02_qlora.ipynb #59ed777d
 def answers(model, tok, conversations:Iterable[list[dict]],  # each without the answer
@@ -51,35 +51,40 @@ class FlagError(TrainError):
     "A flag that makes no sense."
     exit_code = 2
 
+def flag(help:str,          # for `--help`
+         default=MISSING):  # required when there is none
+    "A field of `Flags`."
+    return field(default=default, metadata=dict(help=help))
+
 @dataclass
 class Flags:
     "What `train_qlora` can be told."
-    model_name: str                           # a model of the course, the hub's name, or a model's folder
-    dataset: str                              # training pairs, .jsonl in chat, Alpaca or ShareGPT form
-    output_dir: str                           # folder for checkpoints and the adapter
-    dev: str = ""                             # dev pairs, .jsonl; their loss is measured before and after
-    load_in_4bit: bool = False                # keep the frozen weights in NF4, scales quantized too
-    bf16: bool = False                        # compute in bfloat16 instead of float32
-    gradient_checkpointing: bool = False      # compute activations again in backward instead of keeping them
-    lora_r: int = 16                          # rank of the adapters
-    lora_alpha: int = 32                      # their update is scaled by alpha / r
-    lora_dropout: float = 0.05                # share of the adapters' inputs set to 0
-    target_modules: str = "all-linear"        # layers that get adapters: all-linear, or names with commas between
-    per_device_train_batch_size: int = 1      # sequences at a time
-    gradient_accumulation_steps: int = 16     # batches for one step of the optimizer
-    max_seq_length: int = 2048                # longer examples are cut, tokens
-    num_train_epochs: float = 1.0             # times through the data
-    max_steps: int = -1                       # stop after so many steps; -1 for all epochs
-    learning_rate: float = 2e-4               # peak of the schedule: 5 % warm-up, then a cosine
-    optim: str = "auto"                       # adamw_torch, adamw_8bit, paged_adamw_8bit; auto: paged on a card, adamw_torch without
-    seed: int = 42                            # of the adapters, the order of the data, and dropout
-    save_steps: int = 50                      # steps between checkpoints; the last three are kept
-    logging_steps: int = 1                    # steps between lines of progress
-    report_to: str = "none"                   # none, tensorboard, wandb or trackio
-    push_to_hub: str = ""                     # OWNER/NAME of a repository on the hub that gets the adapter
-    vram: float = 0.0                         # memory of the card to plan for, GB; 0 for this machine's own card
-    resume: bool = False                      # go on from the last whole checkpoint in output_dir
-    dry_run: bool = False                     # print the plan, and stop
+    model_name: str = flag("a model of the course, the hub's name, or a model's folder")
+    dataset: str = flag("training pairs, .jsonl in chat, Alpaca or ShareGPT form")
+    output_dir: str = flag("folder for checkpoints and the adapter")
+    dev: str = flag("dev pairs, .jsonl; their loss is measured before and after", "")
+    load_in_4bit: bool = flag("keep the frozen weights in NF4, scales quantized too", False)
+    bf16: bool = flag("compute in bfloat16 instead of float32", False)
+    gradient_checkpointing: bool = flag("compute activations again in backward instead of keeping them", False)
+    lora_r: int = flag("rank of the adapters", 16)
+    lora_alpha: int = flag("their update is scaled by alpha / r", 32)
+    lora_dropout: float = flag("share of the adapters' inputs set to 0", 0.05)
+    target_modules: str = flag("layers that get adapters: all-linear, or names with commas between", "all-linear")
+    per_device_train_batch_size: int = flag("sequences at a time", 1)
+    gradient_accumulation_steps: int = flag("batches for one step of the optimizer", 16)
+    max_seq_length: int = flag("longer examples are cut, tokens", 2048)
+    num_train_epochs: float = flag("times through the data", 1.0)
+    max_steps: int = flag("stop after so many steps; -1 for all epochs", -1)
+    learning_rate: float = flag("peak of the schedule: 5 % warm-up, then a cosine", 2e-4)
+    optim: str = flag("adamw_torch, adamw_8bit, paged_adamw_8bit; auto: paged on a card, adamw_torch without", "auto")
+    seed: int = flag("of the adapters, the order of the data, and dropout", 42)
+    save_steps: int = flag("steps between checkpoints; the last three are kept", 50)
+    logging_steps: int = flag("steps between lines of progress", 1)
+    report_to: str = flag("none, tensorboard, wandb or trackio", "none")
+    push_to_hub: str = flag("OWNER/NAME of a repository on the hub that gets the adapter", "")
+    vram: float = flag("memory of the card to plan for, GB; 0 for this machine's own card", 0.0)
+    resume: bool = flag("go on from the last whole checkpoint in output_dir", False)
+    dry_run: bool = flag("print the plan, and stop", False)
 
 # %% ../nbs/week2/02_qlora.ipynb #24c6b865
 def source_of(name:str) -> str:
@@ -122,11 +127,10 @@ OPTIMS = dict(adamw_torch="adamw", adamw_8bit="adamw8bit", paged_adamw_8bit="pag
 
 def parse_flags(argv:list[str]|None=None) -> Flags:
     "Flags of a command line. argparse ends the process with code 2 and a sentence for what it cannot read."
-    from fastcore.docments import docments
-    docs, types = docments(Flags), get_type_hints(Flags)
+    types = get_type_hints(Flags)
     ap = argparse.ArgumentParser("train_qlora", description="Fine-tune a chat model with LoRA on a frozen 4-bit base.")
     for f in fields(Flags):
-        known = dict(help=(docs[f.name] or "").replace("%", "%%"), required=f.name in ("model_name", "dataset", "output_dir"))
+        known = dict(help=f.metadata["help"].replace("%", "%%"), required=f.default is MISSING)
         if types[f.name] is bool: known |= dict(action="store_true")
         else: known |= dict(type=types[f.name]) | ({} if known["required"] else dict(default=f.default))
         ap.add_argument(f"--{f.name}", **known)
