@@ -243,7 +243,7 @@ def judge(engine,                  # anything with `chat(messages, max_tokens)`,
     "Let a language model score an answer by one criterion."
     top = len(criterion.levels) - 1
     form = dict(type="object", properties=dict(score=dict(type="integer", enum=list(range(top + 1)))), required=["score"], additionalProperties=False)
-    text = engine.chat(criterion.prompt(question, answer, context), 12, **(dict(schema=form) if schema else {})).text
+    text = engine.chat(criterion.prompt(question, answer, context), 32, **(dict(schema=form) if schema else {})).text
     found = re.search(r"\d+", text)
     return int(found[0]) if found and int(found[0]) <= top else None
 

@@ -291,12 +291,13 @@ def next_logprobs(engine:OpenAIEngine,   # of `llama_cpp`
     "What llama.cpp expects at every position of a text, by its `/completion` endpoint. Raises `LLMError`."
     import httpx
     url, found = engine.url.removesuffix("/v1") + "/completion", []
+    letter = [[tokenize(engine, "a")[0], 1e4]]   # the token to write next: the server holds back what it knows where that is half a character
     with httpx.Client(timeout=engine.timeout) as client:
         def top(i, n):
-            r = client.post(url, json=dict(prompt=ids[:i], n_predict=1, n_probs=n, temperature=-1, cache_prompt=True))
+            r = client.post(url, json=dict(prompt=ids[:i], n_predict=1, n_probs=n, temperature=-1, cache_prompt=True, logit_bias=letter))
             if r.is_error: raise LLMError(f"llama.cpp refused position {i} (HTTP {r.status_code}): {r.text[:200]}. Is the context long enough for {len(ids)} tokens?")
             told = r.json().get("completion_probabilities")
-            if not told: raise LLMError(f"llama.cpp gave no probabilities at position {i}: its likeliest token there is half a character. Take another text.")
+            if not told: raise LLMError(f"llama.cpp gave no probabilities at position {i}. Take another text.")
             return {t["id"]: t["logprob"] for t in told[0]["top_logprobs"]}
         for i in range(1, len(ids)):
             told = top(i, n_probs)

@@ -482,7 +482,8 @@ PLAN = dict(
                vram="a planner that predicts the peak memory of a workload without a GPU",
                llm="a chat with a real language model, in 4-bit, on four engines",
                rag="answers about your own notes and code, with citations",
-               evals="a harness that measures answers, before any tuning"),
+               rerank="a search that ranks again, measured against scale and against a framework",
+               agent="a model that calls tools, and notes that cannot make it"),
     week2=dict(instruct="a data set of instructions from your own logs and notes",
                qlora="Llama-3.1-8B fine-tuned by QLoRA in under 10 GB",
                preference="a model aligned to preferences, with DPO and a taste of GRPO",
@@ -509,7 +510,8 @@ def weeks(root:Path|None=None,  # the checkout; found when None
     return "\n".join(lines).strip()
 
 # %% ../nbs/lib/06_site.ipynb #fa304302
-PICTURES = {label: "week1/03_hello_llm.ipynb" for label in ("fig-decode", "fig-precision", "fig-sampling")}   # label of a figure: its lesson
+PICTURES = {"fig-precision": "week1/03_hello_llm.ipynb", "fig-decode": "week1/03_hello_llm.ipynb", "fig-recall": "week1/04_rag.ipynb",
+            "fig-paths": "week2/02_qlora.ipynb", "fig-extrapolation": "week2/04_tiny_lm.ipynb"}   # label of a figure: its lesson
 
 def _labelled(nbs, label, lesson):
     "The code cell of a lesson that has this label; None when there is none."

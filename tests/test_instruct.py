@@ -79,7 +79,7 @@ def test_nothing_usable_is_a_sentence(tmp_path):
 @pytest.mark.slow
 def test_fifty_thousand_pairs_in_less_than_a_gigabyte(tmp_path):
     write_jsonl(tmp_path/"raw.jsonl", from_logs(make_logs(52_000, fleet=60))[0][:50_000])
-    code = (f"import resource; from mlcourse.instruct import prepare; r = prepare({str(tmp_path/'raw.jsonl')!r}, {str(tmp_path/'out')!r})\n"
-            "print(r.read, r.rejected + r.exact + r.near + r.torn + r.leaked + r.train + r.dev, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)")
+    code = (f"import os; from mlcourse.instruct import prepare; from mlcourse.run import high_water; r = prepare({str(tmp_path/'raw.jsonl')!r}, {str(tmp_path/'out')!r})\n"
+            "print(r.read, r.rejected + r.exact + r.near + r.torn + r.leaked + r.train + r.dev, high_water(os.getpid()) // 2**20)")
     read, accounted, peak_mib = map(int, subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
     assert read == accounted == 50_000 and peak_mib < 1000
