@@ -4,11 +4,16 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
+import uvicorn
+from mlcourse.agent import chat_app
+from mlcourse.demo import listening
+from mlcourse.rag import ingest
 from playwright.sync_api import sync_playwright
 from test_site import FLAGS, find_browser
 
@@ -61,25 +66,24 @@ def test_only_the_folder_is_served(address):
     assert urlsplit(address).hostname == "127.0.0.1"
 
 
-@pytest.fixture(scope="module")
-def page(address):
-    "A tab that may talk to the demo alone."
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=find_browser(p), args=FLAGS)
-        context, outside = browser.new_context(), []
-        context.set_default_timeout(60_000)
+@contextmanager
+def tab(p, address):
+    "A tab of Chromium that may talk to the demo alone."
+    browser = p.chromium.launch(executable_path=find_browser(p), args=FLAGS)
+    context, outside = browser.new_context(), []
+    context.set_default_timeout(60_000)
 
-        def gate(route):
-            if route.request.url.startswith((address, "data:", "blob:")): return route.continue_()
-            outside.append(route.request.url)
-            route.abort()
+    def gate(route):
+        if route.request.url.startswith((address, "data:", "blob:")): return route.continue_()
+        outside.append(route.request.url)
+        route.abort()
 
-        context.route("**/*", gate)
-        tab = context.new_page()
-        tab.outside = outside
-        tab.goto(address)
-        yield tab
-        browser.close()
+    context.route("**/*", gate)
+    page = context.new_page()
+    page.outside = outside
+    page.goto(address)
+    yield page
+    browser.close()
 
 
 def ask(page, question):
@@ -88,21 +92,40 @@ def ask(page, question):
     box.press("Enter")
 
 
-def test_a_question_is_answered_and_its_citation_opens_the_source(page, address):
-    ask(page, "How much water do the roses need?")
-    link = page.get_by_role("link", name="garden.md").first
+def test_a_question_is_answered_and_its_citation_opens_the_source(address):
+    with sync_playwright() as p, tab(p, address) as page: _ask_and_open(page, address)
+
+
+def _ask_and_open(page, address):
+    ask(page, "Which port does the server listen on?")
+    link = page.get_by_role("link", name="setup.md").first
     link.wait_for()
     with page.context.expect_page() as opened: link.click()
     source = opened.value
     source.wait_for_load_state()
-    assert source.url.startswith(address + "source/garden.md") and "12 litres" in " ".join(source.locator("mark").all_inner_texts())
+    assert source.url.startswith(address + "source/server/setup.md") and "8443" in " ".join(source.locator("mark").all_inner_texts())
     source.close()
 
 
-def test_nothing_is_asked_of_another_server(page):
-    ask(page, "Where is the picture of the harbour?")
-    page.get_by_role("link", name="trap.md").first.wait_for()
-    assert page.outside == [] and page.locator("[data-testid=bot] img").count() == 0
+@contextmanager
+def answering(notes, text, citations):
+    "The chat's page in a thread of this process, with an answer that is always the same; gives its address."
+    with listening(0) as s:
+        server = uvicorn.Server(uvicorn.Config(chat_app(notes, lambda question: (text, citations)), log_level="warning"))
+        thread = threading.Thread(target=server.run, kwargs=dict(sockets=[s]), daemon=True)
+        thread.start()
+        try: yield "http://{}:{}/".format(*s.getsockname())
+        finally:
+            server.should_exit = True
+            thread.join(30)
+
+
+def test_an_answer_that_repeats_a_trap_asks_nothing_of_another_server(notes):
+    chunk = next(c for c in ingest(notes) if c.path == "trap.md")
+    with answering(notes, f"{chunk.text} [1].", [(1, chunk)]) as url, sync_playwright() as p, tab(p, url) as page:
+        ask(page, "Where is the picture of the harbour?")
+        page.get_by_role("link", name="trap.md").first.wait_for()
+        assert page.outside == [] and page.locator("[data-testid=bot] img").count() == 0
 
 
 def sentence(*args):

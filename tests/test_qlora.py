@@ -209,8 +209,8 @@ def test_tensorboard_and_trackio_write_below_the_output(small, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_give_what_one_gives(small, tmp_path):
-    one = flags_for(small, tmp_path/"one", lora_dropout=0.0, per_device_train_batch_size=4, gradient_accumulation_steps=1, load_in_4bit=False, learning_rate=1e-3)
-    two = flags_for(small, tmp_path/"two", lora_dropout=0.0, per_device_train_batch_size=2, gradient_accumulation_steps=1, load_in_4bit=False, learning_rate=1e-3)
+    one = flags_for(small, tmp_path/"one", lora_dropout=0.0, per_device_train_batch_size=4, gradient_accumulation_steps=1, load_in_4bit=False, learning_rate=3e-4)
+    two = flags_for(small, tmp_path/"two", lora_dropout=0.0, per_device_train_batch_size=2, gradient_accumulation_steps=1, load_in_4bit=False, learning_rate=3e-4)
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     for run in (command(one), launch_command("cpu2", *as_words(two))):
         done = subprocess.run(run, capture_output=True, text=True, env=env)
