@@ -50,7 +50,7 @@ def lessons(root:Path|None=None,  # the checkout; found when None
            ) -> list[Lesson]:     # the front page first, then week by week
     "Every notebook of the course in reading order."
     nbs = (root or course_root())/"nbs"
-    paths = [nbs/"index.ipynb", *(p for part in PARTS for p in sorted((nbs/part).glob("[0-9]*.ipynb")))]
+    paths = [nbs/"index.ipynb", *(p for part in PARTS for p in sorted((nbs/part).glob("[!_.]*.ipynb")))]
     return [read_lesson(p, nbs) for p in paths if p.exists()]
 
 # %% ../nbs/lib/06_site.ipynb #b1ce2fb4
