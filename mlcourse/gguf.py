@@ -20,7 +20,7 @@ from .llm import LLMError, OpenAIEngine
 # %% auto #0
 __all__ = ['DTYPES', 'Q', 'F', 'TYPES', 'ARCHITECTURES', 'TABLES', 'LLAMA3_SPLIT', 'CHUNK', 'KEYWORDS', 'CARD', 'GGUFError',
            'merge', 'check_folder', 'interleave', 'rope_divisors', 'Planned', 'plan_tensors', 'pre_tokenizer',
-           'export_gguf', 'next_logprobs', 'reference_logprobs', 'tokenize', 'render_go', 'go_template', 'modelfile',
+           'export_gguf', 'tokenize', 'next_logprobs', 'reference_logprobs', 'render_go', 'go_template', 'modelfile',
            'read_modelfile', 'adapter_card', 'main']
 
 # %% ../nbs/week2/05_ship.ipynb #8de430f0
@@ -283,6 +283,14 @@ def _write(part, header, plan, ends, done, weights, config, said):
             said(end, ends[-1])
         os.fsync(f.fileno())
 
+# %% ../nbs/week2/05_ship.ipynb #67cabbf0
+def tokenize(engine:OpenAIEngine, text:str) -> list[int]:
+    "Token ids by llama.cpp, special tokens read as such, nothing added. Raises `LLMError`."
+    import httpx
+    r = httpx.post(engine.url.removesuffix("/v1") + "/tokenize", json=dict(content=text, add_special=False, parse_special=True), timeout=engine.timeout)
+    if r.is_error: raise LLMError(f"llama.cpp could not tokenize (HTTP {r.status_code}): {r.text[:200]}")
+    return r.json()["tokens"]
+
 # %% ../nbs/week2/05_ship.ipynb #91440367
 def next_logprobs(engine:OpenAIEngine,   # of `llama_cpp`
                   ids:list[int],         # token ids of a text
@@ -313,14 +321,6 @@ def reference_logprobs(model,           # of transformers
     "The same, from transformers, in one pass."
     logits = model(torch.tensor([ids], device=model.device)).logits[0, :-1].float()
     return logits.log_softmax(-1).gather(1, torch.tensor(ids[1:], device=logits.device)[:, None])[:, 0].tolist()
-
-# %% ../nbs/week2/05_ship.ipynb #67cabbf0
-def tokenize(engine:OpenAIEngine, text:str) -> list[int]:
-    "Token ids by llama.cpp, special tokens read as such, nothing added. Raises `LLMError`."
-    import httpx
-    r = httpx.post(engine.url.removesuffix("/v1") + "/tokenize", json=dict(content=text, add_special=False, parse_special=True), timeout=engine.timeout)
-    if r.is_error: raise LLMError(f"llama.cpp could not tokenize (HTTP {r.status_code}): {r.text[:200]}")
-    return r.json()["tokens"]
 
 # %% ../nbs/week2/05_ship.ipynb #9564d768
 def render_go(template:str,          # as `go_template` writes it

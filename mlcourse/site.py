@@ -493,7 +493,8 @@ PLAN = dict(
                classify="image classifiers: ViT, ConvNeXt, ResNet", segment="a small U-Net", deploy="latency, measured and lowered"),
     week4=dict(ddpm="a diffusion model from scratch", gan="a GAN to compare it with", sdlora="a Stable Diffusion LoRA of your own pictures"),
     week5=dict(vlm="a model that sees and talks: LLaVA in 4-bit, BLIP-2, MiniGPT-4's anatomy", demo="web demos with FastAPI and Gradio"),
-    week6=dict(asr="speech recognition tuned to an accent or a domain", diarize="who spoke when, and a model that repairs the transcript"))
+    week6=dict(asr="speech recognition tuned to an accent or a domain", diarize="who spoke when, and a model that repairs the transcript"),
+    clinic=dict())   # no lesson of it is promised yet
 
 # %% ../nbs/lib/06_site.ipynb #b16424d9
 def weeks(root:Path|None=None,  # the checkout; found when None
