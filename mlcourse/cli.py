@@ -103,10 +103,10 @@ def group_of(name:str) -> type[Commands]:
 app = typer.Typer(cls=Commands, name="mlcourse", add_completion=False, context_settings=HELP, pretty_exceptions_enable=False,
                   help="What you can really build with one 12 GB GPU: a course that runs.")
 
-for name, help in GROUPS.items():
-    group = typer.Typer(cls=group_of(name), add_completion=False, no_args_is_help=True, context_settings=HELP)
-    group.callback()(lambda: None)   # a group without commands of its own needs one
-    app.add_typer(group, name=name, help=help)
+for _name, _about in GROUPS.items():
+    _group = typer.Typer(cls=group_of(_name), add_completion=False, no_args_is_help=True, context_settings=HELP)
+    _group.callback()(lambda: None)   # a group without commands of its own needs one
+    app.add_typer(_group, name=_name, help=_about)
 
 # %% ../nbs/lib/05_cli.ipynb #708f4f1f
 def show_version(wanted:bool):
