@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
-from .assets import cache_dir, fetch
+from .assets import cache_dir
 from .demo import DemoError, listening, serve
 from .rag import Embedder, Retriever, Store, answer, ingest
 from .tier import resolve
@@ -312,12 +312,13 @@ def chat(folder:str,          # the folder with your notes
     except ValueError as e: raise DemoError(str(e)) from e
     with listening(port) as s:
         if not ingest(notes): raise DemoError(f"{folder} holds nothing that can be read. Put notes, code or notebooks there (.md, .txt, .py, .ipynb).")
-        from mlcourse.llm import llama_cpp   # brings torch
+        from mlcourse.gguf import served_gguf   # these two bring torch
+        from mlcourse.llm import llama_cpp
         print("Reading your notes ...", flush=True)
         store = Store(cache_dir()/"rag"/hashlib.sha256(f"{notes} {embedder}".encode()).hexdigest()[:16], Embedder(embedder))
         store.update(notes)
         retriever = Retriever(store)
-        with llama_cpp(fetch(gguf), 4096) as engine:
+        with llama_cpp(served_gguf(gguf), 4096) as engine:
             def reply(question):
                 found = answer(question, retriever, engine)
                 return found.text, found.citations

@@ -15,13 +15,14 @@ import gguf
 import numpy as np
 import torch
 import typer
-from .llm import LLMError, OpenAIEngine
+from .assets import ASSETS, derived, fetch
+from .llm import LLMError, OpenAIEngine, model_path
 
 # %% auto #0
 __all__ = ['DTYPES', 'Q', 'F', 'TYPES', 'ARCHITECTURES', 'TABLES', 'LLAMA3_SPLIT', 'CHUNK', 'KEYWORDS', 'CARD', 'GGUFError',
            'merge', 'check_folder', 'interleave', 'rope_divisors', 'Planned', 'plan_tensors', 'pre_tokenizer',
-           'export_gguf', 'tokenize', 'next_logprobs', 'reference_logprobs', 'render_go', 'go_template', 'modelfile',
-           'read_modelfile', 'adapter_card', 'main']
+           'export_gguf', 'served_gguf', 'tokenize', 'next_logprobs', 'reference_logprobs', 'render_go', 'go_template',
+           'modelfile', 'read_modelfile', 'adapter_card', 'main']
 
 # %% ../nbs/week2/05_ship.ipynb #8de430f0
 class GGUFError(RuntimeError):
@@ -283,6 +284,13 @@ def _write(part, header, plan, ends, done, weights, config, said):
             said(end, ends[-1])
         os.fsync(f.fileno())
 
+# %% ../nbs/week2/05_ship.ipynb #a5530459
+def served_gguf(name:str,  # a GGUF of the course (see `ASSETS`)
+               ) -> Path:
+    "The file to give to llama.cpp: the fetched one, or of tier tiny's stand-in a copy in Q8_0, made once."
+    if not name.startswith("smollm2"): return fetch(name)
+    return derived(f"{name}-q8_0", lambda folder: export_gguf(model_path(name), folder/f"{name}.gguf"), key=f"{ASSETS[name].sha256} digits")/f"{name}.gguf"
+
 # %% ../nbs/week2/05_ship.ipynb #67cabbf0
 def tokenize(engine:OpenAIEngine, text:str) -> list[int]:
     "Token ids by llama.cpp, special tokens read as such, nothing added. Raises `LLMError`."
@@ -295,7 +303,8 @@ def tokenize(engine:OpenAIEngine, text:str) -> list[int]:
 def next_logprobs(engine:OpenAIEngine,   # of `llama_cpp`
                   ids:list[int],         # token ids of a text
                   n_probs:int=200,       # so many of the likeliest tokens are asked for; all of them where the true one is not among these
-                 ) -> list[float]:       # log-probability, in nats, of each token but the first, given those before it
+                  start:int=1,           # the first position to ask for
+                 ) -> list[float]:       # log-probability, in nats, of each token from `start` on, given those before it
     "What llama.cpp expects at every position of a text, by its `/completion` endpoint. Raises `LLMError`."
     import httpx
     url, found = engine.url.removesuffix("/v1") + "/completion", []
@@ -307,7 +316,7 @@ def next_logprobs(engine:OpenAIEngine,   # of `llama_cpp`
             told = r.json().get("completion_probabilities")
             if not told: raise LLMError(f"llama.cpp gave no probabilities at position {i}. Take another text.")
             return {t["id"]: t["logprob"] for t in told[0]["top_logprobs"]}
-        for i in range(1, len(ids)):
+        for i in range(start, len(ids)):
             told = top(i, n_probs)
             if ids[i] not in told: told = top(i, 2**20)
             found.append(told[ids[i]])
