@@ -6,6 +6,7 @@
 from __future__ import annotations
 import json, os, re
 from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -15,8 +16,8 @@ from .llm import load
 
 # %% auto #0
 __all__ = ['QUESTION', 'CALL', 'WAIT', 'URGENT', 'PreferenceError', 'make_pair', 'on_call_pairs', 'answer_batch', 'answer_logps',
-           'pair_logps', 'dpo_loss', 'batch_logps', 'lora', 'train_dpo', 'program_of', 'names_program',
-           'group_advantages', 'train_grpo']
+           'pair_logps', 'dpo_loss', 'batch_logps', 'lora', 'train_dpo', 'words', 'words_from_line', 'group_advantages',
+           'train_grpo']
 
 # %% ../nbs/week2/03_preference.ipynb #95bd4299
 QUESTION = "Is this log line urgent?"                       # the system message
@@ -39,7 +40,7 @@ def make_pair(prompt:list[dict],  # chat messages, the user's last
     return dict(prompt=prompt, chosen=said(chosen), rejected=said(rejected))
 
 def on_call_pairs(rows:Iterable[dict],   # log lines with their records, from `mlcourse.instruct.from_logs`
-                  n:int,                 # how many pairs; the events are equally frequent
+                  n:int,                 # how many pairs; the events are equally frequent, and every second one is urgent
                  ) -> list[dict]:        # pairs, the events in turn
     "Pairs of the on-call rule. Raises `PreferenceError` if there are too few lines of some event."
     by_event: dict[str, list[dict]] = {}
@@ -50,7 +51,8 @@ def on_call_pairs(rows:Iterable[dict],   # log lines with their records, from `m
     each = n // len(by_event)
     for event, found in by_event.items():
         if len(found) < each: raise PreferenceError(f"There are {len(found)} lines of {event}, and {each} are wanted. Prepare more lines with make_logs.")
-    return [found[i] for i in range(each) for found in by_event.values()]
+    urgent, other = [e for e in by_event if e in URGENT], [e for e in by_event if e not in URGENT]
+    return [by_event[event][i] for i in range(each) for event in chain.from_iterable(zip(urgent, other, strict=True))]
 
 # %% ../nbs/week2/03_preference.ipynb #1b4fb46b
 @torch.inference_mode()
@@ -132,7 +134,7 @@ def _dataset(rows:list[dict]):
     return datasets.Dataset.from_list(rows)
 
 def train_dpo(model, tok,                 # from `mlcourse.llm.load`
-              pairs:list[dict],           # from `make_pair`
+              pairs:list[dict],           # from `make_pair`, taken in this order
               out:str|Path,               # folder for the adapter
               beta:float=0.1, lr:float=5e-5, epochs:float=1,
               batch:int=1,                # pairs at a time
@@ -148,7 +150,7 @@ def train_dpo(model, tok,                 # from `mlcourse.llm.load`
     cuda = torch.cuda.is_available()
     tok.pad_token = tok.pad_token or tok.eos_token
     args = DPOConfig(str(out), beta=beta, learning_rate=lr, num_train_epochs=epochs, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulate, max_length=1024,
-                     lr_scheduler_type="cosine", warmup_steps=2, logging_steps=1, logging_nan_inf_filter=False, save_strategy="no", report_to="none", seed=seed, bf16=cuda, use_cpu=not cuda,
+                     train_sampling_strategy="sequential", lr_scheduler_type="cosine", warmup_steps=2, logging_steps=1, logging_nan_inf_filter=False, save_strategy="no", report_to="none", seed=seed, bf16=cuda, use_cpu=not cuda,
                      activation_checkpointing=cuda, disable_tqdm=True, precompute_ref_log_probs=True)   # the reference does not change: ask it once
     with patch.dict(os.environ, TQDM_DISABLE="1"): trainer = DPOTrainer(model, args=args, train_dataset=_dataset(pairs), processing_class=tok, peft_config=lora(model, r, alpha, top_layers))
     trainer.remove_callback(PrinterCallback)
@@ -159,15 +161,14 @@ def train_dpo(model, tok,                 # from `mlcourse.llm.load`
     return trainer
 
 # %% ../nbs/week2/03_preference.ipynb #20612d69
-def program_of(line:str) -> str:  # such as `sshd`, in lower case
-    "The program that wrote a log line: what stands behind time and host."
-    found = re.match(r"\d\d:\d\d host=\S+ (?:app=)?([A-Za-z_]+)", line)
-    if not found: raise PreferenceError(f"This is no log line of the course: {line!r}")
-    return found[1].lower()
+def words(text:str) -> list[str]:   # in lower case, numbers and times as they stand
+    "The words of a log line or an answer."
+    return re.findall(r"[a-z_]+|\d[\d.:]*", text.lower())
 
-def names_program(prompts, completions, **kw) -> list[float]:   # 1 or 0 for each answer, as TRL calls it
-    "Reward: does the answer name the program of the log line that it was asked about?"
-    return [float(re.search(rf"\b{program_of(p[-1]['content'])}\b", c[0]["content"].lower()) is not None) for p, c in zip(prompts, completions)]
+def words_from_line(prompts, completions, **kw) -> list[float]:   # from 0 to 1 for each answer, as TRL calls it
+    "Reward: the share of the answer's words that stand in the log line it was asked about; 0 for an answer without words."
+    asked, said = [set(words(p[-1]["content"])) for p in prompts], [words(c[0]["content"]) for c in completions]
+    return [sum(w in line for w in answer) / max(len(answer), 1) for line, answer in zip(asked, said)]
 
 def group_advantages(rewards:Tensor,   # shape (groups, answers)
                     ) -> Tensor:       # the same shape; zero where a group's answers score alike

@@ -84,13 +84,13 @@ def test_advantages_are_zero_without_differences():
 
 def test_reward_reads_whole_words():
     prompt = [dict(role="user", content=LINE)]
-    def reward(text): return pref.names_program([prompt], [[dict(role="assistant", content=text)]])[0]
-    assert [reward(t) for t in ("sshd failed", "SSHD.", "sshdx", "ssh")] == [1, 1, 0, 0]
+    def reward(text): return pref.words_from_line([prompt], [[dict(role="assistant", content=text)]])[0]
+    assert [reward(t) for t in ("sshd failed", "SSHD.", "sshdx", "ssh", "")] == [1, 1, 0, 0, 0]
 
 
 def test_training_refuses_what_it_cannot_do(small, tmp_path):
     with pytest.raises(pref.PreferenceError, match="no pairs"): pref.train_dpo(*small, [], tmp_path)
-    with pytest.raises(pref.PreferenceError, match="at least two"): pref.train_grpo(*small, [], pref.names_program, tmp_path, answers=1)
+    with pytest.raises(pref.PreferenceError, match="at least two"): pref.train_grpo(*small, [], pref.words_from_line, tmp_path, answers=1)
 
 
 def test_only_the_upper_layers_are_adapted(small):
