@@ -312,8 +312,7 @@ def chat(folder:str,          # the folder with your notes
     except ValueError as e: raise DemoError(str(e)) from e
     with listening(port) as s:
         if not ingest(notes): raise DemoError(f"{folder} holds nothing that can be read. Put notes, code or notebooks there (.md, .txt, .py, .ipynb).")
-        from mlcourse.gguf import served_gguf   # these two bring torch
-        from mlcourse.llm import llama_cpp
+        from mlcourse.llm import llama_cpp, served_gguf   # brings torch
         print("Reading your notes ...", flush=True)
         store = Store(cache_dir()/"rag"/hashlib.sha256(f"{notes} {embedder}".encode()).hexdigest()[:16], Embedder(embedder))
         store.update(notes)

@@ -15,14 +15,13 @@ import gguf
 import numpy as np
 import torch
 import typer
-from .assets import ASSETS, derived, fetch
 from .llm import LLMError, OpenAIEngine, model_path
 
 # %% auto #0
 __all__ = ['DTYPES', 'Q', 'F', 'TYPES', 'ARCHITECTURES', 'TABLES', 'LLAMA3_SPLIT', 'CHUNK', 'KEYWORDS', 'CARD', 'GGUFError',
            'merge', 'check_folder', 'interleave', 'rope_divisors', 'Planned', 'plan_tensors', 'pre_tokenizer',
-           'export_gguf', 'served_gguf', 'tokenize', 'next_logprobs', 'reference_logprobs', 'render_go', 'go_template',
-           'modelfile', 'read_modelfile', 'adapter_card', 'main']
+           'export_gguf', 'tokenize', 'next_logprobs', 'reference_logprobs', 'render_go', 'go_template', 'modelfile',
+           'read_modelfile', 'adapter_card', 'main']
 
 # %% ../nbs/week2/05_ship.ipynb #8de430f0
 class GGUFError(RuntimeError):
@@ -283,13 +282,6 @@ def _write(part, header, plan, ends, done, weights, config, said):
             f.flush()
             said(end, ends[-1])
         os.fsync(f.fileno())
-
-# %% ../nbs/week2/05_ship.ipynb #a5530459
-def served_gguf(name:str,  # a GGUF of the course (see `ASSETS`)
-               ) -> Path:
-    "The file to give to llama.cpp: the fetched one, or of tier tiny's stand-in a copy in Q8_0, made once."
-    if not name.startswith("smollm2"): return fetch(name)
-    return derived(f"{name}-q8_0", lambda folder: export_gguf(model_path(name), folder/f"{name}.gguf"), key=f"{ASSETS[name].sha256} digits")/f"{name}.gguf"
 
 # %% ../nbs/week2/05_ship.ipynb #67cabbf0
 def tokenize(engine:OpenAIEngine, text:str) -> list[int]:

@@ -17,7 +17,7 @@ from .assets import ASSETS, derived, fetch
 # %% auto #0
 __all__ = ['FACTS', 'BITS', 'score_facts', 'LLMError', 'model_path', 'weight_bytes', 'quantization', 'unload', 'free_bytes',
            'load', 'encode', 'generate', 'next_token_probs', 'sampler', 'stream_text', 'Reply', 'TransformersEngine',
-           'perplexity', 'linear_bytes', 'OpenAIEngine', 'llama_cpp', 'transformers_server']
+           'perplexity', 'linear_bytes', 'OpenAIEngine', 'llama_cpp', 'served_gguf', 'transformers_server']
 
 # %% ../nbs/week1/03_hello_llm.ipynb #ef8fba52
 FACTS = (   # question, words that count as a right answer
@@ -358,6 +358,30 @@ def llama_cpp(gguf:str|Path,        # a GGUF file
     except Exception as e: raise LLMError(f"llama.cpp cannot load {gguf.name}: {e}. Is it a whole GGUF file?") from e
     try: yield OpenAIEngine(f"{server.listening_address}/v1", gguf.stem, "llama.cpp")
     finally: del server
+
+def _to_q8_0(source:Path, target:Path):
+    "Copy a GGUF file with its matrices in Q8_0."
+    import gguf
+    read, q8_0 = gguf.GGUFReader(source), gguf.GGMLQuantizationType.Q8_0
+    write = gguf.GGUFWriter(target, read.fields["general.architecture"].contents())
+    known = {"general.architecture": None, "general.file_type": gguf.LlamaFileType.MOSTLY_Q8_0.value}   # the writer adds the first itself
+    for f in read.fields.values():
+        value = known.get(f.name, f.contents())
+        if value is not None and not f.name.startswith("GGUF."): write.add_key_value(f.name, value, f.types[0], f.types[-1] if len(f.types) > 1 else None)
+    for t in read.tensors:
+        weights = gguf.dequantize(t.data, t.tensor_type)
+        if weights.ndim == 1: write.add_tensor(t.name, weights)
+        else: write.add_tensor(t.name, gguf.quantize(weights, q8_0), raw_dtype=q8_0)
+    write.write_header_to_file()
+    write.write_kv_data_to_file()
+    write.write_tensors_to_file()
+    write.close()
+
+def served_gguf(name:str,  # a GGUF of the course (see `ASSETS`)
+               ) -> Path:
+    "The file to give to llama.cpp: the fetched one, or of tier tiny's stand-in a copy in Q8_0, made once."
+    if not name.startswith("smollm2"): return fetch(name)
+    return derived(f"{name}-q8_0", lambda folder: _to_q8_0(fetch(name), folder/f"{name}.gguf"), key=ASSETS[name].sha256)/f"{name}.gguf"
 
 # %% ../nbs/week1/03_hello_llm.ipynb #7d7ab5db
 @contextmanager
