@@ -1,3 +1,4 @@
+from mlcourse import llm
 
 
 def test_served_copy_differs_in_its_type_alone():
