@@ -78,7 +78,7 @@ $(STAMP): uv.lock pyproject.toml settings.ini setup.py | $(filter .uv/%,$(UV))
 	@if [ -e $@ ]; then mv $@ .make/stamp; else \
 		if [ -e $(VENV)/pyvenv.cfg ]; then rm -rf $(VENV); fi; \
 		echo "Setting up in $(VENV), once: up to 4 GB to download, 7 GB on disk (PyTorch comes with CUDA)."; fi
-	@$(UV) sync --locked --extra all --extra dev || { code=$$?; \
+	@$(UV) sync --locked --extra all --extra dev --compile-bytecode || { code=$$?; \
 		if [ $$code -le 128 ] && [ -e .make/stamp ]; then mv .make/stamp $@; fi; \
 		echo "The set-up failed; the lines above say why. With that mended, the same command goes on." >&2; exit $$code; }
 	@pwd -P > $@ && rm -f .make/stamp
