@@ -17,11 +17,12 @@ from .assets import ASSETS, derived, fetch
 from .evals import is_refusal, sentences, support, words, CITE
 
 # %% auto #0
-__all__ = ['KINDS', 'SKIP', 'MAX_BYTES', 'Block', 'FENCE', 'HEADING', 'CHUNKERS', 'ENGLISH', 'NOT_FOUND', 'GATES', 'RagError',
-           'course_notes', 'decode', 'read_folder', 'Chunk', 'pack', 'blocks_of', 'chunk_markdown', 'chunk_python',
-           'chunk_text', 'chunk_notebook', 'chunk_file', 'ingest', 'Embedder', 'Index', 'FaissIndex', 'QdrantIndex',
-           'tokenize', 'BM25', 'rrf', 'Update', 'Store', 'Hit', 'Retriever', 'Question', 'load_questions', 'gold_ids',
-           'Gate', 'evidence', 'Answer', 'prompt', 'verify_citations', 'answer']
+__all__ = ['KINDS', 'SKIP', 'MAX_BYTES', 'Block', 'FENCE', 'HEADING', 'CHUNKERS', 'WINDOW', 'ENGLISH', 'NOT_FOUND', 'GATES',
+           'RagError', 'course_notes', 'decode', 'read_folder', 'Chunk', 'pack', 'blocks_of', 'chunk_markdown',
+           'chunk_python', 'chunk_text', 'chunk_notebook', 'chunk_file', 'ingest', 'Embedder', 'windows', 'all_windows',
+           'Index', 'FaissIndex', 'QdrantIndex', 'tokenize', 'BM25', 'rrf', 'Update', 'Store', 'Hit', 'Retriever',
+           'Question', 'load_questions', 'gold_ids', 'Gate', 'evidence', 'Answer', 'prompt', 'verify_citations',
+           'answer']
 
 # %% ../nbs/week1/04_rag.ipynb #fe8ad116
 class RagError(RuntimeError):
@@ -158,7 +159,7 @@ def blocks_of(lines:Sequence[str], first:int=1) -> Iterator[tuple[str, Block]]: 
         i = j
 
 # %% ../nbs/week1/04_rag.ipynb #97863960
-def chunk_markdown(text:str, path:str="", size:int=500,   # characters to aim at
+def chunk_markdown(text:str, path:str="", size:int=800,   # characters to aim at
                    trail:list[str]|None=None,             # headings already open; changed in place
                    first:int=1,                           # line number of the first line
                   ) -> list[Chunk]:                       # in reading order
@@ -179,7 +180,7 @@ def chunk_markdown(text:str, path:str="", size:int=500,   # characters to aim at
     return found
 
 # %% ../nbs/week1/04_rag.ipynb #2ac082a3
-def chunk_python(text:str, path:str="", size:int=500, heading:str="", first:int=1) -> list[Chunk]:
+def chunk_python(text:str, path:str="", size:int=800, heading:str="", first:int=1) -> list[Chunk]:
     "Split code at its functions and classes, by its syntax tree; what is not Python is cut as text."
     try: tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError): return chunk_text(text, path, size, heading, first, "code")
@@ -206,7 +207,7 @@ def _code_parts(body, lines, begin, end, path, size, heading, first) -> list[Chu
     flush()
     return found
 
-def chunk_text(text:str, path:str="", size:int=500, heading:str="", first:int=1, kind:str="text") -> list[Chunk]:
+def chunk_text(text:str, path:str="", size:int=800, heading:str="", first:int=1, kind:str="text") -> list[Chunk]:
     "Split plain text at blank lines."
     held = [(b[0], b[1]) for _, b in _paragraphs(text.split("\n"), first)]
     return [Chunk(t, path, a, b, heading, kind) for a, b, t in pack(held, size, whole=2)]
@@ -220,7 +221,7 @@ def _paragraphs(lines, first):
             start = None
 
 # %% ../nbs/week1/04_rag.ipynb #bb6a9b32
-def chunk_notebook(text:str, path:str="", size:int=500) -> list[Chunk]:
+def chunk_notebook(text:str, path:str="", size:int=800) -> list[Chunk]:
     "Split a notebook cell by cell. What is not a notebook is cut as text."
     try: cells = [(c["cell_type"], "".join(c["source"])) for c in json.loads(text)["cells"]]
     except (ValueError, KeyError, TypeError): return chunk_text(text, path, size)
@@ -255,11 +256,11 @@ class _LineFinder:
 
 CHUNKERS = {"markdown": chunk_markdown, "notebook": chunk_notebook, "code": chunk_python, "text": chunk_text}
 
-def chunk_file(text:str, path:str, size:int=500) -> list[Chunk]:
+def chunk_file(text:str, path:str, size:int=800) -> list[Chunk]:
     "Split one file by its kind."
     return CHUNKERS[KINDS.get(Path(path).suffix.lower()) or KINDS.get(Path(path).name, "text")](text, path, size)
 
-def ingest(folder:str|Path, size:int=500) -> list[Chunk]:
+def ingest(folder:str|Path, size:int=800) -> list[Chunk]:
     "All chunks of a folder of notes, in the order of their paths."
     return [c for path, text in read_folder(folder)[0].items() for c in chunk_file(text, path, size)]
 
@@ -281,16 +282,29 @@ class Embedder:
         self.key = f"{name} {max_tokens} bf16"
 
     def encode(self, texts:Sequence[str],
-               batch_size:int=32,
+               batch_size:int|None=None,   # 8 on a CPU, where small batches stay in its cache, 64 on a card
               ) -> np.ndarray:   # float32, shape (n, dim), rows of length 1
         "Embed passages."
         if not len(texts): return np.zeros((0, self.dim), np.float32)
+        batch_size = batch_size or (8 if self.device == "cpu" else 64)
         v = self.model.encode(list(texts), batch_size=batch_size, show_progress_bar=False, convert_to_tensor=True).float().cpu().numpy()
         return np.ascontiguousarray(v / np.linalg.norm(v, axis=1, keepdims=True).clip(1e-12))
 
     def encode_question(self, text:str) -> np.ndarray:   # shape (dim,)
         "Embed a question."
         return self.encode([self.prefix + text])[0]
+
+# %% ../nbs/week1/04_rag.ipynb #e84b3b0c
+WINDOW = 300   # characters
+
+def windows(chunk:Chunk) -> list[str]:   # at least one
+    "What is embedded of a chunk: stretches of whole lines, each below the file's name and the headings."
+    cut = ("\n".join(part) for _, part in _cut(chunk.start, chunk.text.split("\n"), WINDOW))
+    return [replace(chunk, text=text).indexed for text in cut if text.strip()] or [chunk.indexed]
+
+def all_windows(chunks:Iterable[Chunk]) -> list[str]:
+    "The windows of chunks, in order."
+    return [w for c in chunks for w in windows(c)]
 
 # %% ../nbs/week1/04_rag.ipynb #cee9f2a6
 class Index(Protocol):
@@ -374,7 +388,7 @@ def rrf(rankings:Iterable[Sequence[int]],   # rows, best first, one list a searc
 class Update:
     "What an update did."
     chunks: int           # in the store now
-    embedded: int         # of these, newly embedded
+    embedded: int         # windows newly embedded
     removed: int          # gone since the last time
     left_out: dict        # files that could not be read, with the reason
     seconds: float
@@ -382,18 +396,19 @@ class Update:
 class Store:
     "Chunks and their vectors on disk."
     def __init__(self, folder:str|Path,     # where to keep them; made if need be
-                 embedder:Embedder, size:int=500):
+                 embedder:Embedder, size:int=800):
         self.folder, self.embedder, self.size = Path(folder), embedder, size
+        self.key = f"{embedder.key}, windows of {WINDOW}"
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def read(self) -> tuple[list[Chunk], np.ndarray]:   # chunks; float32, shape (n, dim)
+    def read(self) -> tuple[list[Chunk], np.ndarray]:   # chunks; float32, shape (windows, dim)
         "The current generation; empty if there is none that fits this embedder."
         for _ in range(10):
             try: name = (self.folder/"current").read_text()
             except FileNotFoundError: break
             try: key, rows = json.loads((self.folder/name/"chunks.json").read_text(encoding="utf-8"))
             except FileNotFoundError: continue          # a writer has just moved on
-            if key != self.embedder.key: break
+            if key != self.key: break
             try: vectors = np.load(self.folder/name/"vectors.npy", allow_pickle=False)
             except FileNotFoundError: continue
             return [Chunk(**r) for r in rows], vectors
@@ -413,10 +428,10 @@ class Store:
         texts, left_out = read_folder(notes)
         new = [c for path, text in texts.items() for c in chunk_file(text, path, self.size)]
         old, vectors = self.read()
-        known = {c.indexed: i for i, c in enumerate(old)}
-        missing = [c.indexed for c in new if c.indexed not in known]
-        fresh = dict(zip(missing, self.embedder.encode(missing)))
-        rows = [fresh[c.indexed] if c.indexed in fresh else vectors[known[c.indexed]] for c in new]
+        known = dict(zip(all_windows(old), vectors))
+        missing = [w for w in dict.fromkeys(all_windows(new)) if w not in known]
+        known |= zip(missing, self.embedder.encode(missing))
+        rows = [known[w] for w in all_windows(new)]
         if new != old or not (self.folder/"current").exists(): self._write(new, np.array(rows, np.float32).reshape(-1, self.embedder.dim))
         return Update(len(new), len(missing), len({c.id for c in old} - {c.id for c in new}), left_out, time.perf_counter() - start)
 
@@ -428,7 +443,7 @@ class Store:
         shutil.rmtree(self.folder/name, ignore_errors=True)     # left by a writer that died
         (self.folder/name).mkdir()
         with _synced(self.folder/name/"vectors.npy") as f: np.save(f, vectors)
-        with _synced(self.folder/name/"chunks.json") as f: f.write(json.dumps([self.embedder.key, [asdict(c) for c in chunks]]).encode())
+        with _synced(self.folder/name/"chunks.json") as f: f.write(json.dumps([self.key, [asdict(c) for c in chunks]]).encode())
         with _synced(self.folder/"current.tmp") as f: f.write(name.encode())
         os.replace(self.folder/"current.tmp", now)
         _sync_folder(self.folder)
@@ -457,16 +472,33 @@ class Hit:
     "A passage that a search found."
     chunk: Chunk
     score: float     # by the mode's own scale; compare within one search only
-    cosine: float    # to the question
+    cosine: float    # of its nearest window to the question
 
 class Retriever:
     "Search over chunks."
-    def __init__(self, store:Store|None=None, *, chunks:Sequence[Chunk]|None=None, vectors:np.ndarray|None=None, embedder:Embedder|None=None,
+    def __init__(self, store:Store|None=None, *,
+                 chunks:Sequence[Chunk]|None=None,                  # without a store: these,
+                 vectors:np.ndarray|None=None,                      # the vectors of their windows, shape (windows, dim),
+                 embedder:Embedder|None=None,                       # and what made them
                  index:Callable[[np.ndarray], Index]=FaissIndex):   # how to search vectors
         self.embedder = embedder or store.embedder
         self.chunks, self.vectors = store.read() if store else (list(chunks), vectors)
         if not self.chunks: raise RagError("There is nothing to search. Update the store with a folder that holds notes first.")
+        counts = [len(windows(c)) for c in self.chunks]
+        if sum(counts) != len(self.vectors): raise RagError(f"There are {len(self.vectors)} vectors for {sum(counts)} windows. Give one for each of all_windows(chunks).")
+        self.owners, self.first = np.repeat(np.arange(len(counts)), counts), np.cumsum([0, *counts])   # the chunk of each window; the first window of each chunk
         self.index, self.bm25 = index(self.vectors), BM25([c.indexed for c in self.chunks])
+
+    def nearest(self, vector:np.ndarray,          # of the question, shape (dim,)
+                k:int) -> list[tuple[int, float]]:
+        "Chunks by their nearest window: row and cosine, best first."
+        wanted, found = 4 * k, {}
+        while True:
+            for row, cosine in self.index.search(vector, wanted): found.setdefault(int(self.owners[row]), cosine)
+            if len(found) >= k or wanted >= len(self.owners): return list(found.items())[:k]
+            wanted *= 4
+
+    def cosine(self, row:int, vector:np.ndarray) -> float: return float((self.vectors[self.first[row]:self.first[row + 1]] @ vector).max())
 
     def search(self, question:str, k:int=5,
                mode:str="hybrid",         # bm25, dense or hybrid
@@ -476,9 +508,9 @@ class Retriever:
         if mode not in ("bm25", "dense", "hybrid"): raise RagError(f"There is no mode {mode!r}. Use bm25, dense or hybrid.")
         vector = self.embedder.encode_question(question)
         if mode == "bm25": found = self.bm25.search(question, k)
-        elif mode == "dense": found = self.index.search(vector, k)
-        else: found = rrf([[r for r, _ in self.bm25.search(question, depth)], [r for r, _ in self.index.search(vector, depth)]])[:k]
-        return [Hit(self.chunks[r], s, float(self.vectors[r] @ vector)) for r, s in found]
+        elif mode == "dense": found = self.nearest(vector, k)
+        else: found = rrf([[r for r, _ in self.bm25.search(question, depth)], [r for r, _ in self.nearest(vector, depth)]])[:k]
+        return [Hit(self.chunks[r], s, self.cosine(r, vector)) for r, s in found]
 
 # %% ../nbs/week1/04_rag.ipynb #10a85190
 @dataclass(frozen=True)
@@ -519,7 +551,7 @@ def evidence(question:str, retriever:Retriever, hits:Sequence[Hit]) -> tuple[flo
 
 # %% ../nbs/week1/04_rag.ipynb #5efff561
 NOT_FOUND = "I do not find this in your notes."
-GATES = {"minilm-l6-v2": Gate(0.37, 0.63, 0.503)}   # calibrated in nbs/week1/04_rag.ipynb; other embedders have no gate until you calibrate one
+GATES = {"minilm-l6-v2": Gate(0.34, 0.66, 0.501)}   # calibrated in nbs/week1/04_rag.ipynb; other embedders have no gate until you calibrate one
 
 @dataclass(frozen=True)
 class Answer:

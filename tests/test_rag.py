@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
-from mlcourse.rag import RagError, Store, chunk_file, course_notes, decode, gold_ids, ingest, load_questions, read_folder
+from mlcourse.rag import RagError, Store, all_windows, chunk_file, course_notes, decode, gold_ids, ingest, load_questions, read_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -49,9 +49,9 @@ def notes(tmp_path):
 
 
 def whole(store):
-    "The texts of a store, after a check that each has its own vector."
+    "The texts of a store, after a check that each window has its own vector."
     chunks, vectors = store.read()
-    assert np.allclose(vectors, Letters().encode([c.indexed for c in chunks]), atol=1e-6)
+    assert np.allclose(vectors, Letters().encode(all_windows(chunks)), atol=1e-6)
     return sorted(c.text for c in chunks)
 
 
