@@ -580,7 +580,7 @@ def media_trace(name:str,                 # such as sd-1.5, sdxl, vit-tiny, ddpm
              ("whisper", "infer"): lambda: whisper_infer(size), ("whisper", "full"): lambda: whisper_train(size, tokens=seq, **train),
              ("llava", "infer"): lambda: llava_infer(seq, batch), ("llava", "qlora"): lambda: llava_qlora(seq, rank=rank, **train)}
     family = next(f for f, _ in kinds if name.startswith(f))
-    return kinds[family, task]()
+    with quiet(): return kinds[family, task]()
 
 
 # %% ../nbs/lib/09_media_workloads.ipynb #c2161a46

@@ -218,13 +218,13 @@ def stand_ins(kernel="auto"):
 @contextlib.contextmanager
 def quiet():
     "Library chatter about devices and deprecations is noise here."
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    before = {logger: logger.level for logger in map(logging.getLogger, ("transformers", "bitsandbytes"))}
+    for logger in before: logger.setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try: yield
-        finally: logger.setLevel(level)
+        finally:
+            for logger, level in before.items(): logger.setLevel(level)
 
 # %% ../nbs/lib/08_workloads.ipynb #2384915c
 def build(w:LLM) -> nn.Module: # the model, with adapters if the task has any
