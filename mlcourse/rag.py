@@ -4,7 +4,7 @@
 
 # %% ../nbs/week1/04_rag.ipynb #030015e0
 from __future__ import annotations
-import ast, hashlib, json, os, re, shutil, time, zipfile
+import ast, hashlib, json, os, re, shutil, textwrap, time, zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
@@ -298,8 +298,9 @@ class Embedder:
 WINDOW = 300   # characters
 
 def windows(chunk:Chunk) -> list[str]:   # at least one
-    "What is embedded of a chunk: stretches of whole lines, each below the file's name and the headings."
-    cut = ("\n".join(part) for _, part in _cut(chunk.start, chunk.text.split("\n"), WINDOW))
+    "What is embedded of a chunk: stretches of lines, each below the file's name and the headings. A paragraph in one very long line is cut between words."
+    lines = [part for line in chunk.text.split("\n") for part in (textwrap.wrap(line, WINDOW) if len(line) > 2 * WINDOW else [line])]
+    cut = ("\n".join(part) for _, part in _cut(chunk.start, lines, WINDOW))
     return [replace(chunk, text=text).indexed for text in cut if text.strip()] or [chunk.indexed]
 
 def all_windows(chunks:Iterable[Chunk]) -> list[str]:
