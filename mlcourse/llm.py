@@ -15,9 +15,10 @@ from torch import Tensor
 from .assets import ASSETS, derived, fetch
 
 # %% auto #0
-__all__ = ['FACTS', 'BITS', 'score_facts', 'LLMError', 'model_path', 'weight_bytes', 'quantization', 'unload', 'free_bytes',
-           'load', 'encode', 'generate', 'next_token_probs', 'sampler', 'stream_text', 'Reply', 'TransformersEngine',
-           'perplexity', 'linear_bytes', 'OpenAIEngine', 'llama_cpp', 'served_gguf', 'transformers_server']
+__all__ = ['FACTS', 'BITS', 'score_facts', 'LLMError', 'quiet_libraries', 'model_path', 'weight_bytes', 'quantization', 'unload',
+           'free_bytes', 'load', 'encode', 'generate', 'next_token_probs', 'sampler', 'stream_text', 'Reply',
+           'TransformersEngine', 'perplexity', 'linear_bytes', 'OpenAIEngine', 'llama_cpp', 'served_gguf',
+           'transformers_server']
 
 # %% ../nbs/week1/03_hello_llm.ipynb #ef8fba52
 FACTS = (   # question, words that count as a right answer
@@ -48,7 +49,7 @@ def score_facts(answer:Callable[[str], str],  # takes a question, gives an answe
 class LLMError(RuntimeError):
     "Something a user can put right; the message says how."
 
-def _quiet():
+def quiet_libraries():
     "Silence transformers' loading bars, and what bitsandbytes and accelerate repeat on every call."
     import transformers
     transformers.logging.disable_progress_bar()
@@ -82,7 +83,7 @@ def model_path(name:str,  # a model of the course (see `ASSETS`), or a folder wi
     if name not in known: raise LLMError(f"There is no model {name!r}. Use one of {', '.join(known)}, or the path of a model's folder.")
     path = fetch(name)
     if path.suffix != ".gguf": return path
-    _quiet()
+    quiet_libraries()
     return derived(f"{name}-bf16", lambda folder: _unpack_gguf(path, folder), key=f"{ASSETS[name].sha256} digits")
 
 # %% ../nbs/week1/03_hello_llm.ipynb #2f2b395c
@@ -135,7 +136,7 @@ def load(name:str,                      # a model of the course, or a model's fo
         ):                              # the model, ready to answer, and its tokenizer
     "Load a model at a precision. Raises `LLMError`, before reading any weight, if it does not fit."
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-    _quiet()
+    quiet_libraries()
     path, packing = model_path(name), quantization(precision, offload=max_memory is not None)
     if max_memory is None:
         need, room = weight_bytes(AutoConfig.from_pretrained(path), precision), free_bytes()

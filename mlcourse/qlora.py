@@ -100,8 +100,8 @@ def load_base(flags:Flags):   # the frozen model and its tokenizer
     "Load the base for training: NF4 with double quantization if asked for, on the card if there is one. Raises `TrainError`."
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-    from mlcourse.llm import _quiet
-    _quiet()
+    from mlcourse.llm import quiet_libraries
+    quiet_libraries()
     dtype, source = torch.bfloat16 if flags.bf16 else torch.float32, source_of(flags.model_name)
     packing = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
                                  bnb_4bit_quant_storage=dtype if os.environ.get("ACCELERATE_USE_FSDP") else "uint8") if flags.load_in_4bit else None

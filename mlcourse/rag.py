@@ -271,8 +271,8 @@ class Embedder:
                  max_tokens:int=256):             # longer texts are cut
         import torch
         from sentence_transformers import SentenceTransformer
-        from mlcourse.llm import _quiet
-        _quiet()
+        from mlcourse.llm import quiet_libraries
+        quiet_libraries()
         path = Path(name) if Path(name).is_dir() else fetch(name)
         self.name, self.device = name, "cuda" if torch.cuda.is_available() else "cpu"
         self.model = SentenceTransformer(str(path), device=self.device).to(torch.bfloat16).eval()
