@@ -105,7 +105,8 @@ def test_interrupted(tmp_path, start, number):
     write(tmp_path, "01_a", NOTE_PID, "import subprocess", "child = subprocess.Popen(['sleep', '600'])",
           "pathlib.Path('child').write_text(str(child.pid))", SLEEP)
     write(tmp_path, "02_b", "open('never', 'w')")
-    runner = start("01_a.ipynb", "02_b.ipynb", "--out", "out")
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)     # a shell's background jobs ignore Ctrl-C, and their children inherit that
+    runner = start("01_a.ipynb", "02_b.ipynb", "--out", "out", preexec_fn=heard)
     kernel, child = pid_in(tmp_path / "pid"), pid_in(tmp_path / "child")
     runner.send_signal(number)
     out, err = runner.communicate(timeout=30)
