@@ -429,10 +429,10 @@ class Store:
         texts, left_out = read_folder(notes)
         new = [c for path, text in texts.items() for c in chunk_file(text, path, self.size)]
         old, vectors = self.read()
-        known = dict(zip(all_windows(old), vectors))
-        missing = [w for w in dict.fromkeys(all_windows(new)) if w not in known]
+        known, wanted = dict(zip(all_windows(old), vectors)), all_windows(new)
+        missing = [w for w in dict.fromkeys(wanted) if w not in known]
         known |= zip(missing, self.embedder.encode(missing))
-        rows = [known[w] for w in all_windows(new)]
+        rows = [known[w] for w in wanted]
         if new != old or not (self.folder/"current").exists(): self._write(new, np.array(rows, np.float32).reshape(-1, self.embedder.dim))
         return Update(len(new), len(missing), len({c.id for c in old} - {c.id for c in new}), left_out, time.perf_counter() - start)
 
