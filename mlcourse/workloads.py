@@ -346,7 +346,7 @@ def train(model, w:LLM, tracer:Tracer):
             (loss / w.accumulation if w.accumulation > 1 else loss).backward()
         tracer.mark("optimizer")
         if w.recipe == "trl": torch.nn.utils.clip_grad_norm_(params, 1.0)
-        optimizer.step()
+        with torch.device("cpu"): optimizer.step()   # its count of steps is read, and lies on the CPU on a card too
     for _ in range(w.steps): step()
 
 @torch.no_grad()
