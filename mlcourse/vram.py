@@ -206,6 +206,7 @@ class Plan:
     accumulation: int = 1            # forward and backward passes before a step of the optimizer
     four_bit: bool = False           # 4-bit weights for infer; qlora has them anyway
     read_ahead: int = 0              # 16-bit weights that are read before the one being quantized is done: 0 in today's transformers, some 40 in 5.0
+    dropout: float = 0.0             # share of the adapters' inputs set to 0
     context_mib: float | None = None # CUDA context, where it is known
     desktop_mib: float = DESKTOP_MIB # what others have of the card
 
@@ -230,6 +231,7 @@ def check(plan:Plan) -> tuple[str, dict]: # the model's full name and its config
     for name, least, most in (("seq", 1, 2**24), ("batch", 1, 65536), ("rank", 1, 65536), ("accumulation", 1, 65536), ("read_ahead", 0, 65536)):
         value = getattr(plan, name)
         if not least <= value <= most: raise PlanError(f"{name} must be a whole number from {least} to {most:,}, and {value} is not.")
+    if not 0 <= plan.dropout < 1: raise PlanError(f"dropout is a share from 0 to below 1, and {plan.dropout:g} is not.")
     if not 0 < plan.vram <= 4096: raise PlanError(f"vram is the card's memory in GB, above 0; {plan.vram:g} is no such thing.")
     for name in ("context_mib", "desktop_mib"):
         value = getattr(plan, name)
@@ -279,7 +281,7 @@ def trace(step,       # a function without arguments: build a model, run it, tra
 
 # %% ../nbs/week1/02_vram.ipynb #635af285
 TRACED = ("task", "seq", "batch", "rank", "targets", "attn", "dtype", "optim", "recipe", "double_quant", "checkpointing", "accumulation",
-          "four_bit", "read_ahead")
+          "four_bit", "read_ahead", "dropout")
 
 def _key(plan:Plan, config:dict) -> str:
     "What a trace depends on: the workload, the configuration, the libraries, and the code that makes traces."
@@ -556,6 +558,7 @@ def plan(model:str,                 # a model: the hub's name, a short name, a f
          accumulation:int=1,        # forward and backward passes before a step of the optimizer
          four_bit:bool=False,       # 4-bit weights for infer
          read_ahead:int=0,          # 16-bit weights read before the one being quantized is done; some 40 with transformers 5.0
+         dropout:float=0.0,         # share of the adapters' inputs set to 0
          context_mib:Optional[float]=None,  # the CUDA context, where you have measured it, MiB
          desktop_mib:float=DESKTOP_MIB,     # what desktop and browser take of the card, MiB
          as_json:Annotated[bool, typer.Option("--json", help="For programs: one JSON object.")]=False,
@@ -565,7 +568,7 @@ def plan(model:str,                 # a model: the hub's name, a short name, a f
     from mlcourse.cli import console
     if seq is None: seq = 128 if model.strip().lower() in MEDIA else 2048
     wanted = Plan(model, task, seq, batch, vram, rank, tuple(t.strip() for t in targets.split(",") if t.strip()), attn, dtype, optim, recipe,
-                  double_quant, checkpointing, accumulation, four_bit, read_ahead, context_mib=context_mib, desktop_mib=desktop_mib)
+                  double_quant, checkpointing, accumulation, four_bit, read_ahead, dropout, context_mib, desktop_mib=desktop_mib)
     check(wanted)
     if measure and wanted.is_media: raise PlanError("--measure runs decoder language models; pictures and sound are predicted only.")
     if measure: _needs_card()
@@ -732,6 +735,7 @@ def _packed(linear, plan:Plan, dtype, device:str):
 
 def _for_training(model, plan:Plan):
     "Casts, checkpointing and adapters, as the recipe has them."
+    import torch
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     again = dict(use_reentrant=plan.recipe == "kbit")
     if plan.recipe == "kbit" and plan.task == "qlora":
@@ -742,7 +746,10 @@ def _for_training(model, plan:Plan):
         model.enable_input_require_grads()
     if plan.task != "full":
         names = list(plan.targets) or "all-linear"
-        model = get_peft_model(model, LoraConfig(r=plan.rank, lora_alpha=2 * plan.rank, target_modules=names, task_type="CAUSAL_LM"))
+        model = get_peft_model(model, LoraConfig(r=plan.rank, lora_alpha=2 * plan.rank, lora_dropout=plan.dropout, target_modules=names, task_type="CAUSAL_LM"))
+    if plan.recipe == "trl" and plan.task == "qlora":
+        for p in model.parameters():
+            if p.requires_grad: p.data = p.data.to(torch.bfloat16)   # TRL's trainer does that too
     return model.train()
 
 def real_steps(model, plan:Plan, device:str, n:int=2):
@@ -754,8 +761,12 @@ def real_steps(model, plan:Plan, device:str, n:int=2):
         return
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = _optimizer(plan, trained)
+    mixed = (plan.recipe, plan.task, plan.dtype) == ("trl", "lora", "bf16")
     for _ in range(n):
-        for _ in range(plan.accumulation): (_loss(model, plan, ids) / plan.accumulation).backward()
+        for _ in range(plan.accumulation):
+            with torch.autocast(ids.device.type, torch.bfloat16, enabled=mixed): loss, logits = _loss(model, plan, ids)   # as a trainer, we hold the logits
+            (loss / plan.accumulation).backward()
+        if plan.recipe == "trl": torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
 
@@ -766,12 +777,14 @@ def _optimizer(plan:Plan, trained):
     return (bnb.optim.PagedAdamW8bit if plan.optim.startswith("paged") else bnb.optim.AdamW8bit)(trained)
 
 def _loss(model, plan:Plan, ids):
-    "The plain loss, or TRL's: the hidden states go to its tiles, and no table of logits is made."
-    if plan.recipe == "kbit": return model(input_ids=ids, labels=ids).loss
+    "The plain loss, with the logits that its caller keeps, or TRL's: the hidden states go to its tiles, and no table of logits is made."
+    if plan.recipe == "kbit":
+        out = model(input_ids=ids, labels=ids)
+        return out.loss, out
     from trl.kernels.chunked_logprob import ChunkedLogProbFunction
     base = model if plan.task == "full" else model.get_base_model()
     hidden = base.model(input_ids=ids).last_hidden_state[:, :-1].flatten(0, 1)
-    return -ChunkedLogProbFunction.apply(hidden, base.lm_head.weight, None, ids[:, 1:].flatten(), 1.0, 32768, None, 1.0, ())[0].mean()
+    return -ChunkedLogProbFunction.apply(hidden, base.lm_head.weight, None, ids[:, 1:].flatten(), 1.0, 32768, None, 1.0, ())[0].mean(), None
 
 # %% ../nbs/week1/02_vram.ipynb #c7e01e6e
 def measure_step(plan:Plan) -> dict:

@@ -16,8 +16,8 @@ from .trace import MIB, Replay, Trace, Tracer, add_workspaces, replay
 
 # %% auto #0
 __all__ = ['TASKS', 'CHOICES', 'DTYPES', 'READ_AHEAD', 'LLM', 'as_config', 'FusedAttention', 'attention', 'HalfSoftmax',
-           'softmax', 'MatMul4Bit', 'four_bit', 'ChunkedLoss', 'AdamW8bit', 'stand_ins', 'quiet', 'build', 'adapt',
-           'natural', 'is_packed', 'read', 'packed', 'load', 'loss_of', 'train', 'generate', 'autocast', 'run',
+           'softmax', 'MatMul4Bit', 'four_bit', 'ChunkedLoss', 'AdamW8bit', 'dropout', 'stand_ins', 'quiet', 'build',
+           'adapt', 'natural', 'is_packed', 'read', 'packed', 'load', 'loss_of', 'train', 'generate', 'autocast', 'run',
            't4_rows', 't4_workload', 'against_t4']
 
 # %% ../nbs/lib/08_workloads.ipynb #b61919a2
@@ -46,6 +46,7 @@ class LLM:
     new_tokens: int = 2             # tokens generated after the prompt
     four_bit: bool = False          # 4-bit weights for `infer`
     read_ahead: int = 0             # 16-bit weights that are read before the one being quantized is done
+    dropout: float = 0.0            # share of the adapters' inputs set to 0
     kernel: str = "auto"            # which fused attention; auto: flash for 16-bit tensors, efficient for float32
 
     def __post_init__(self):
@@ -53,6 +54,7 @@ class LLM:
             if (v := getattr(self, name)) not in allowed: raise ValueError(f"{name} is one of {', '.join(allowed)}, not {v!r}.")
         for name in ("seq", "batch", "rank", "accumulation", "steps", "new_tokens"):
             if (v := getattr(self, name)) < 1: raise ValueError(f"{name} must be at least 1, not {v}.")
+        if not 0 <= self.dropout < 1: raise ValueError(f"dropout is a share from 0 to below 1, not {self.dropout}.")
 
     @property
     def quantized(self) -> bool: return self.task == "qlora" or (self.task == "infer" and self.four_bit)
@@ -203,11 +205,15 @@ class AdamW8bit(torch.optim.Optimizer):
                 if big: self.state[p]["scales"] = [p.new_zeros(-(-n // 256), dtype=torch.float32) for _ in "mv"]
 
 # %% ../nbs/lib/08_workloads.ipynb #1ea395cb
+def dropout(input, p=0.5, training=True, inplace=False):
+    "As on CUDA, where the mask takes a byte a number."
+    return torch.native_dropout(input, p, True)[0] if training and p else input
+
 @contextlib.contextmanager
 def stand_ins(kernel="auto"):
     "Replace kernels by stand-ins and answer questions about data."
     import transformers.masking_utils as masking
-    saved = [(F, "scaled_dot_product_attention", attention(kernel)), (F, "softmax", softmax(F.softmax)),
+    saved = [(F, "scaled_dot_product_attention", attention(kernel)), (F, "softmax", softmax(F.softmax)), (F, "dropout", dropout),
              (masking, "find_packed_sequence_indices", lambda position_ids: None), (masking, "is_tracing", lambda *a: False)]
     old = [getattr(where, name) for where, name, _ in saved]
     for where, name, new in saved: setattr(where, name, new)
@@ -254,7 +260,7 @@ def adapt(model, w:LLM):
     linear = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     if missing := set(w.targets) - linear:
         raise ValueError(f"This model has no layer called {', '.join(sorted(missing))}; it has {', '.join(sorted(linear))}.")
-    lora = LoraConfig(r=w.rank, lora_alpha=2*w.rank, lora_dropout=0.0, task_type="CAUSAL_LM",
+    lora = LoraConfig(r=w.rank, lora_alpha=2*w.rank, lora_dropout=w.dropout, task_type="CAUSAL_LM",
                       target_modules=list(w.targets) or "all-linear")
     return get_peft_model(model, lora, low_cpu_mem_usage=True)
 
