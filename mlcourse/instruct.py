@@ -422,19 +422,21 @@ def general_pairs() -> list[dict]:
 def course_data(lines:int=700,         # log lines to begin with
                 dev_share:float=0.3,   # share of the names on the dev side
                 seed:int=42,
+                rehearsals:int=1,      # how often each ordinary question is in train
                ) -> Path:              # a folder with train.jsonl, dev.jsonl, card.json
     "The set of week 2, log records and ordinary questions, prepared once and then taken from the cache."
     def build(folder):
         write_jsonl(folder/"raw.jsonl", from_logs(make_logs(lines, seed))[0])
         report = prepare(folder/"raw.jsonl", folder, dev_share)
-        rows = [*_rows(folder/"train.jsonl"), *general_pairs()]
+        ordinary = general_pairs() * rehearsals
+        rows = [*_rows(folder/"train.jsonl"), *ordinary]
         random.Random(seed).shuffle(rows)
         report.train = write_jsonl(folder/"train.jsonl", rows)
-        report.sources["general"] = len(general_pairs())
-        report.read += len(general_pairs())
+        report.sources["general"] = len(ordinary)
+        report.read += len(ordinary)
         data_card(folder, "Log records, and ordinary questions", "Apache-2.0", report)
         (folder/"raw.jsonl").unlink()
-    return derived("log-records", build, key=f"4 {lines} {dev_share} {seed}")
+    return derived("log-records", build, key=f"5 {lines} {dev_share} {seed} {rehearsals}")
 
 # %% ../nbs/week2/01_instruction_data.ipynb #89e25b39
 def encode_pair(tok,                           # a tokenizer with a chat template

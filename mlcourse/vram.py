@@ -22,7 +22,7 @@ __all__ = ['MIB', 'GIB', 'DATA', 'MEDIA', 'SUFFIXES', 'NEEDED', 'CONTEXT_MIB', '
            'card_mib', 'Plan', 'check', 'by_rules', 'trace', 'save_trace', 'load_trace', 'traced', 'parts_at_peak',
            'Prediction', 'predict', 'stack', 'plot_stack', 'plot_timeline', 'options', 'find_remedies', 'bar', 'show',
            'plan', 'planner', 't4_plan', 'against', 'benchmark', 'bench_vram', 'build_real', 'real_steps',
-           'measure_step', 'show_measured']
+           'measure_step', 'show_measured', 'card_rows', 'card_plan']
 
 # %% ../nbs/week1/02_vram.ipynb #b4873856
 MIB, GIB = 2**20, 2**30
@@ -369,7 +369,7 @@ def _part(e, phase:str, kept:bool, vocabulary:int, trains:bool) -> str:
 LOADING = 0.02   # of reserved memory, added for 4-bit models: how their loading cuts up the memory differs from run to run, mostly upwards
 MARGIN = dict(train=17.0, infer=20.0, media=28.0)   # percent; where it comes from is in BAND
 BAND = dict(train="the worst error of process memory on 57 measured training steps of small models on a Tesla T4, if nothing is known of how their weights were read",
-            infer="an assumption: no measured run of this kind is held",
+            infer="an assumption: two runs on a card came within 1.1 % of the predicted tensors, too few for a band",
             media="the worst error against some twenty published figures of such models; none of them was measured here")
 
 @dataclass(frozen=True)
@@ -803,7 +803,7 @@ def measure_step(plan:Plan) -> dict:
     free, total = torch.cuda.mem_get_info()
     cards, p = find_cards(), predict(plan)
     row = dict(date=datetime.now().isoformat(timespec="seconds"), card=torch.cuda.get_device_name(0), driver=cards[0].driver if cards else "",
-               **{m: metadata.version(m) for m in ("torch", "transformers", "peft", "bitsandbytes")}, **asdict(plan) | {"targets": "+".join(plan.targets)},
+               **{m: metadata.version(m) for m in ("torch", "transformers", "peft", "bitsandbytes", "trl")}, **asdict(plan) | {"targets": "+".join(plan.targets)},
                peak_allocated_mib=torch.cuda.max_memory_allocated() / MIB, peak_reserved_mib=torch.cuda.max_memory_reserved() / MIB,
                others_mib=(total - free - torch.cuda.memory_reserved()) / MIB, predicted_allocated_mib=p.peak_allocated_mib,
                predicted_reserved_mib=p.peak_reserved_mib, broke=broke)
@@ -824,3 +824,14 @@ def show_measured(p:Prediction, row:dict, console):
         said, was = row[f"predicted_{what}_mib"], row[f"peak_{what}_mib"]
         grid.add_row(f"peak {what}", f"{said:,.0f}", f"{was:,.0f}", f"{said / was - 1:+.1%}" if was else "")
     console.print(grid)
+
+# %% ../nbs/week1/02_vram.ipynb #53cf96f4
+def card_rows() -> list[dict]:   # as strings; columns as in `measured.csv`, MiB
+    "Steps that were measured on real cards, and come with the course."
+    lines = (DATA/"vram"/"cards.csv").read_text(encoding="utf-8").splitlines()
+    return list(csv.DictReader(l for l in lines if not l.startswith("#")))
+
+def card_plan(row:dict) -> Plan:
+    "The workload of such a row. Passes beyond the second, before a step, take no more memory."
+    return Plan(row["model"], row["task"], int(row["seq"]), int(row["batch"]), rank=int(row["rank"]), optim=row["optim"], recipe=row["recipe"],
+                accumulation=min(2, int(row["accumulation"])), four_bit=row["four_bit"] == "True", dropout=float(row["dropout"]))
