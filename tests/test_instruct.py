@@ -59,6 +59,9 @@ def test_every_known_line_is_read_and_every_label_is_a_record():
 def test_the_course_data_has_an_honest_dev_set():
     train, dev = (read_pairs(course_data()/f"{n}.jsonl")[0] for n in ("train", "dev"))
     assert len(dev) >= 32 and len(train) >= 200 and not list(leaks(train, dev))
+    again = read_pairs(course_data(rehearsals=3)/"train.jsonl")[0]
+    kinds = [[p["messages"][0]["content"] for p in pairs if p["source"] == "general"] for pairs in (train, again)]
+    assert sorted(kinds[1]) == sorted(3 * kinds[0]) and len(again) == len(train) + 2 * len(kinds[0])
 
 
 def test_the_same_raw_file_gives_the_same_set(tmp_path):

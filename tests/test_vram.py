@@ -160,6 +160,12 @@ def test_accumulation_holds_the_gradients_through_the_next_pass(tiny):
     assert one <= two == many
 
 
+def test_dropout_keeps_its_masks_and_scaled_inputs(tiny):
+    without, few, many = (vram.predict(tiny, seq=256, checkpointing=False, dropout=p).peak_allocated_mib for p in (0.0, 0.05, 0.5))
+    assert without < few == many
+    with pytest.raises(PlanError, match="from 0 to below 1"): vram.check(Plan(tiny, dropout=1.0))
+
+
 def test_four_bits_to_read_with(tiny):
     wide, packed = (vram.predict(tiny, task="infer", seq=64, four_bit=b) for b in (False, True))
     assert packed.parts["weights"] < wide.parts["weights"]
@@ -202,6 +208,16 @@ def test_all_measured_rows():
 
 
 @pytest.mark.slow
+def test_rows_of_real_cards():
+    rows = vram.card_rows()
+    assert rows and all(r["date"] and r["card"] and r["driver"] and r["torch"] for r in rows)
+    for row in rows:
+        p = vram.predict(vram.card_plan(row))
+        assert p.fits == (not row["broke"])
+        if p.fits: assert p.peak_allocated_mib == pytest.approx(float(row["peak_allocated_mib"]), rel=0.03)
+
+
+@pytest.mark.slow
 def test_llama_8b_fits_by_one_path_only():
     new, old = (vram.predict("llama-3.1-8b", recipe=r) for r in ("trl", "kbit"))
     assert new.fits and not old.fits
@@ -212,3 +228,12 @@ def test_llama_8b_fits_by_one_path_only():
 def test_the_real_step_runs(tiny, task, recipe):
     plan = Plan(tiny, task, seq=32, rank=4, recipe=recipe)
     vram.real_steps(vram.build_real(plan, "cpu"), plan, "cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task, recipe, dtype", [("qlora", "trl", "bfloat16"), ("qlora", "kbit", "float32"), ("lora", "trl", "float32")])
+def test_the_real_adapters_are_those_of_the_recipe(tiny, task, recipe, dtype):
+    model = vram.build_real(Plan(tiny, task, seq=32, rank=4, recipe=recipe, dropout=0.1), "cpu")
+    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    assert trained and all("lora_" in n and str(p.dtype) == f"torch.{dtype}" for n, p in trained)
+    assert {m.p for n, m in model.named_modules() if "lora_dropout" in n and hasattr(m, "p")} == {0.1}
