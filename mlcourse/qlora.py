@@ -202,7 +202,7 @@ def make_plan(flags:Flags, encoded:list[dict], world:int=1) -> RunPlan:
     vram = flags.vram or (max(c.total_mib for c in cards) / 1024 if cards else 12)
     optim = flags.optim if flags.optim != "auto" else "paged_adamw_8bit"
     plan = Plan(flags.model_name, "qlora" if flags.load_in_4bit else "lora", max(lengths), flags.per_device_train_batch_size, vram, flags.lora_r, targets,
-                optim=OPTIMS[optim], checkpointing=flags.gradient_checkpointing, accumulation=min(2, flags.gradient_accumulation_steps), dropout=flags.lora_dropout)
+                optim=OPTIMS[optim], checkpointing=flags.gradient_checkpointing, accumulation=flags.gradient_accumulation_steps, dropout=flags.lora_dropout)
     result = RunPlan(name, adapter_parameters(config, flags.lora_r, targets), len(encoded), max(lengths), sum(n == flags.max_seq_length for n in lengths), steps,
                      sequences, round(sum(lengths) / len(lengths) * steps * sequences), sum(l != -100 for e in encoded for l in e["labels"]) / sum(lengths), "", True)
     if flags.vram or cards:

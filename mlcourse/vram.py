@@ -826,12 +826,12 @@ def show_measured(p:Prediction, row:dict, console):
     console.print(grid)
 
 # %% ../nbs/week1/02_vram.ipynb #53cf96f4
-def card_rows() -> list[dict]:   # as strings; columns as in `measured.csv`, MiB
+def card_rows() -> list[dict]:   # columns as in `measured.csv`, MiB
     "Steps that were measured on real cards, and come with the course."
-    lines = (DATA/"vram"/"cards.csv").read_text(encoding="utf-8").splitlines()
-    return list(csv.DictReader(l for l in lines if not l.startswith("#")))
+    from mlcourse.workloads import measured_rows
+    return measured_rows("cards.csv")
 
 def card_plan(row:dict) -> Plan:
-    "The workload of such a row. Passes beyond the second, before a step, take no more memory."
+    "The workload of such a row."
     return Plan(row["model"], row["task"], int(row["seq"]), int(row["batch"]), rank=int(row["rank"]), optim=row["optim"], recipe=row["recipe"],
-                accumulation=min(2, int(row["accumulation"])), four_bit=row["four_bit"] == "True", dropout=float(row["dropout"]))
+                accumulation=int(row["accumulation"]), four_bit=row["four_bit"] == "True", dropout=float(row["dropout"]))

@@ -18,7 +18,7 @@ from .trace import MIB, Replay, Trace, Tracer, add_workspaces, replay
 __all__ = ['TASKS', 'CHOICES', 'DTYPES', 'READ_AHEAD', 'LLM', 'as_config', 'FusedAttention', 'attention', 'HalfSoftmax',
            'softmax', 'MatMul4Bit', 'four_bit', 'ChunkedLoss', 'AdamW8bit', 'dropout', 'stand_ins', 'quiet', 'build',
            'adapt', 'natural', 'is_packed', 'read', 'packed', 'load', 'loss_of', 'train', 'generate', 'autocast', 'run',
-           't4_rows', 't4_workload', 'against_t4']
+           'measured_rows', 't4_rows', 't4_workload', 'against_t4']
 
 # %% ../nbs/lib/08_workloads.ipynb #b61919a2
 TASKS = ("infer", "lora", "qlora", "full")
@@ -400,11 +400,15 @@ def run(w:LLM) -> Trace:
     return add_workspaces(trace)
 
 # %% ../nbs/lib/08_workloads.ipynb #689c3a7f
-def t4_rows() -> list[dict]:
-    "The measured rows, numbers as numbers."
-    text = (files("mlcourse") / "data/vram/t4.csv").read_text(encoding="utf-8")
+def measured_rows(file:str) -> list[dict]:   # of the folder data/vram
+    "The rows of a table of measurements, numbers as numbers."
+    text = (files("mlcourse") / "data/vram" / file).read_text(encoding="utf-8")
     number = lambda v: float(v) if v.replace(".", "", 1).isdigit() else v
     return [{k: number(v) for k, v in row.items()} for row in csv.DictReader(l for l in text.splitlines() if not l.startswith("#"))]
+
+def t4_rows() -> list[dict]:
+    "What was measured on a Tesla T4."
+    return measured_rows("t4.csv")
 
 READ_AHEAD = {"t4_phase3": 40}   # by source: that of transformers 5.0, fitted
 
