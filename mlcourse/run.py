@@ -272,7 +272,7 @@ def kernel_env(path:Path,        # the notebook
     "The environment for a notebook's kernel."
     env = {k: v for k, v in os.environ.items() if k not in NOT_INHERITED}
     env |= dict(MLCOURSE_OUT=str(out/"outputs"), TOKENIZERS_PARALLELISM="false", PYDEVD_DISABLE_FILE_VALIDATION="1")
-    env.setdefault("GOMP_SPINCOUNT", "1000")   # threads wait awake for microseconds only: asleep, small steps take twice as long; awake, a shared machine ten times
+    env.setdefault("GOMP_SPINCOUNT", "10000")   # threads wait awake for tens of microseconds: less, and small steps take half as long again; much more, and a shared machine crawls
     root = find_course(path.parent)
     if root and path.is_relative_to(root/"nbs"): env["MLCOURSE_EXERCISES"] = "verify"
     if tier == "tiny": env["HF_HUB_OFFLINE"] = "1"

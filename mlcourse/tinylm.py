@@ -6,12 +6,15 @@
 from __future__ import annotations
 import copy, hashlib, json, math, statistics, sys, sysconfig, time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from .assets import fetch
 from .llm import next_token_probs
 
@@ -196,7 +199,7 @@ class Rotary(NoPositions):
     def rotate(self, x:Tensor, start:int) -> Tensor:
         end = start + x.shape[-2]
         if end > len(self.cos): raise TinyLMError(f"The table of angles ends at {len(self.cos)} tokens, and {end} are asked for. Build the model with more `max_tokens`.")
-        return x * self.cos[start:end] + x.roll(x.shape[-1] // 2, -1) * self.sin[start:end]
+        return torch.addcmul(x * self.cos[start:end], x.roll(x.shape[-1] // 2, -1), self.sin[start:end])
 
 # %% ../nbs/week2/04_tiny_lm.ipynb #89c7481e
 def alibi_slopes(n_head:int) -> Tensor:   # shape (heads,)
@@ -232,7 +235,7 @@ class LayerNorm(nn.Module):
 class RMSNorm(nn.Module):
     "Root mean square 1 (Zhang and Sennrich, 2019); without gains."
     def __init__(self, dim:int): super().__init__()
-    def forward(self, x:Tensor) -> Tensor: return F.rms_norm(x, x.shape[-1:], eps=1e-6)
+    def forward(self, x:Tensor) -> Tensor: return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + 1e-6)
 
 
 class GELU(nn.Module):
@@ -436,11 +439,12 @@ def train(model:TinyLM, ids:Tensor,  # training tokens, shape (tokens,), on the 
     device = next(model.parameters()).device
     step_model, optimizers = torch.compile(model) if compile else model, recipe.optimizer(model)
     groups = [(g, g["lr"]) for o in optimizers for g in o.param_groups]
+    kernel = partial(sdpa_kernel, SDPBackend.MATH) if bf16 and device.type == "cpu" else nullcontext   # the fused one is slow backwards there
     began = time.perf_counter()
     for i, rows in enumerate(windows(ids, context, batch, steps, torch.Generator().manual_seed(seed))):
         for group, lr in groups: group["lr"] = lr * recipe.schedule(i / steps)
         rows = rows.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16): logits = step_model(rows[:, :-1])
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16), kernel(): logits = step_model(rows[:, :-1])
         loss = F.cross_entropy(logits.float().flatten(0, 1), rows[:, 1:].flatten())
         loss.backward()
         for o in optimizers:
@@ -473,16 +477,16 @@ def bench_tinylm(data:str="",       # a text file; TinyShakespeare from the cach
     text = read_text(data or fetch("tinyshakespeare"))
     tok, c = CharTokenizer(text), NANOGPT_CPU
     train_ids, val_ids = split(tok.encode(text))
-    runs = []
+    runs, bf16 = [], peak_flops("cpu", torch.bfloat16) > 1.5 * peak_flops("cpu")   # has this processor instructions for it?
     for seed in range(seeds):
         model = build(MODERN, len(tok), c["n_layer"], c["n_head"], c["dim"], c["context"], seed)
         show = lambda i, loss: i % 100 or print(f"\rseed {seed}, step {i:,} of {steps:,}, loss {loss.item():.3f} ", end="", file=sys.stderr, flush=True)
-        seconds = train(model, train_ids, MODERN, steps, c["context"], c["batch"], seed, said=show)
+        seconds = train(model, train_ids, MODERN, steps, c["context"], c["batch"], seed, bf16, said=show)
         loss = evaluate(model, val_ids, c["context"])
         runs.append(dict(seed=seed, val_loss=round(loss, 4), seconds=round(seconds, 2), tokens_per_s=round(steps * c["batch"] * c["context"] / seconds)))
     print(file=sys.stderr)
     mean = {k: round(statistics.mean(r[k] for r in runs), 4) for k in ("val_loss", "seconds", "tokens_per_s")}
-    print(json.dumps(mean | dict(parameters=count_parameters(model), steps=steps, threads=torch.get_num_threads(), runs=runs)))
+    print(json.dumps(mean | dict(parameters=count_parameters(model), steps=steps, threads=torch.get_num_threads(), products="bf16" if bf16 else "fp32", runs=runs)))
 
 # %% ../nbs/week2/04_tiny_lm.ipynb #2d8b5e03
 class KVCache:
@@ -491,8 +495,8 @@ class KVCache:
                  batch:int,         # sequences
                  max_tokens:int):   # prompt and new tokens together
         a, p = model.blocks[0].attention, model.embed.weight
-        self.kv = torch.empty(len(model.blocks), 2, batch, a.n_head, max_tokens, p.shape[1] // a.n_head, device=p.device, dtype=p.dtype)
-        self.layer = {id(b.attention): i for i, b in enumerate(model.blocks)}
+        kv = torch.empty(len(model.blocks), 2, batch, a.n_head, max_tokens, p.shape[1] // a.n_head, device=p.device, dtype=p.dtype)
+        self.layer = {id(b.attention): held.unbind() for b, held in zip(model.blocks, kv)}
         self.length, self.max_tokens = 0, max_tokens   # tokens held, and room
 
     def extend(self, attention:Attention,
@@ -501,9 +505,9 @@ class KVCache:
         "Write the new keys and values behind the old. Raises `TinyLMError` when the block is full."
         end = self.length + k.shape[2]
         if end > self.max_tokens: raise TinyLMError(f"The cache has room for {self.max_tokens} tokens, and {end} are needed.")
-        held = self.kv[self.layer[id(attention)]]
-        held[0, :, :, self.length:end], held[1, :, :, self.length:end] = k, v
-        return held[0, :, :, :end], held[1, :, :, :end]
+        keys, values = self.layer[id(attention)]
+        keys[:, :, self.length:end], values[:, :, self.length:end] = k, v
+        return keys[:, :, :end], values[:, :, :end]
 
 # %% ../nbs/week2/04_tiny_lm.ipynb #6bc5107a
 def greedy(logits:Tensor,   # shape (batch, vocabulary)
@@ -543,7 +547,7 @@ class HalfLinear(nn.Module):
 
     def forward(self, x:Tensor) -> Tensor:
         if x.numel() > x.shape[-1]: return F.linear(x, self.weight.to(x.dtype))
-        return torch.mv(self.weight, x.flatten().half()).to(x.dtype).view(*x.shape[:-1], -1)   # one token: read the weights once
+        return F.linear(x.half(), self.weight).to(x.dtype)   # one token: read the weights once
 
 def half_weights(model:TinyLM) -> TinyLM:
     "A copy for decoding, with the matrices in 16 bits."

@@ -34,7 +34,7 @@ def test_bench_prints_json_and_learns(bench, tmp_path):
     result = json.loads(out)
     assert result["steps"] == 40 and [r["seed"] for r in result["runs"]] == [0, 1]
     assert 0.99 <= result["parameters"] / 795_904 <= 1.02   # the vocabulary of this text is larger than Shakespeare's
-    assert result["seconds"] > 0 and result["tokens_per_s"] > 0
+    assert result["seconds"] > 0 and result["tokens_per_s"] > 0 and result["products"] in ("bf16", "fp32")
     assert 2.0 < result["val_loss"] < 3.3                     # a fresh model has 4.6, and knows nothing
 
 
@@ -135,3 +135,15 @@ def test_maps_are_the_attention_that_the_model_uses():
 def test_parameters_are_those_of_nanogpt():
     shape = {k: v for k, v in tinylm.NANOGPT_CPU.items() if k not in ("context", "batch")}
     assert abs(count_parameters(build(MODERN, 65, **shape, max_tokens=64)) / 795_904 - 1) < 0.01
+
+
+def test_training_in_bf16_follows_training_in_fp32():
+    ids = (torch.arange(3000) % 7) + torch.arange(3000) % 2
+    losses = {}
+    for bf16 in (False, True):
+        losses[bf16] = []
+        lm = build(MODERN, vocab=9, n_layer=2, n_head=2, dim=16, max_tokens=16)
+        train(lm, ids, MODERN, 40, 16, 8, bf16=bf16, said=lambda i, loss: losses[bf16].append(loss.item()))
+        assert {p.dtype for p in lm.parameters()} == {torch.float32}
+    assert losses[True] != losses[False]                                                   # it did round
+    assert all(abs(a - b) < 0.02 for a, b in zip(*losses.values())), losses
