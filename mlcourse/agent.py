@@ -117,7 +117,7 @@ def parse_call(text:str,            # what a model wrote
     return call
 
 # %% ../nbs/week1/06_agent.ipynb #5048890e
-CALL_TOKENS = 128   # more than the longest valid call has
+CALL_TOKENS = 512   # more than the longest valid call has
 
 def system_prompt(tools:list[Tool]) -> str:
     "What a model is told about its tools."

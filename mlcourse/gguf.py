@@ -359,11 +359,13 @@ def modelfile(path:str|Path,           # the .gguf file
               tok,                     # the model's tokenizer
               context:int=4096,        # tokens, prompt and answer together
               temperature:float=0.0,
+              system:str="",          # the system message of the training; that of the template when not given
              ) -> Path:                # the Modelfile, in the folder of the GGUF
     "Write what `ollama create NAME -f Modelfile` reads. Raises `GGUFError`."
     path = Path(path)
     if not path.is_file(): raise GGUFError(f"There is no file {path}. Write it first, with export_gguf or `mlcourse gguf`.")
-    template, system = go_template(tok)
+    template, default = go_template(tok)
+    system = system or default
     if '"""' in template + system: raise GGUFError("The template holds three quotes in a row, which a Modelfile cannot. Write it by hand.")
     lines = [f"FROM ./{path.name}", f'TEMPLATE """{template}"""', *([f'SYSTEM """{system}"""'] if system else []),
              f"PARAMETER stop {json.dumps(tok.eos_token)}", f"PARAMETER num_ctx {context}", f"PARAMETER temperature {temperature:g}"]
@@ -427,7 +429,7 @@ def adapter_card(adapter:str|Path,           # the adapter's folder; its README.
     from mlcourse.record import versions
     adapter = Path(adapter)
     if not (adapter/"adapter_model.safetensors").is_file(): raise GGUFError(f"{adapter} holds no adapter_model.safetensors.")
-    results = [EvalResult(task_type="text-generation", dataset_type="custom", dataset_name=next(iter(data), "held-out data"), metric_type=k, metric_value=round(float(v), 5)) for k, v in metrics.items()]
+    results = [EvalResult(task_type="text-generation", dataset_type="custom", dataset_name=next((k for k in data if k.startswith(("dev", "test"))), "held-out data"), metric_type=k, metric_value=round(float(v), 5)) for k, v in metrics.items()]
     card_data = ModelCardData(base_model=base_model, library_name="peft", license=licence, pipeline_tag="text-generation", tags=["lora", "mlcourse"], model_name=title, eval_results=results)
     made = dict(seed=seed, **flags, **{f"data: {k}": f"`{v}`" for k, v in data.items()}, **{f"version: {k}": v for k, v in versions(imported_only=True).items()},
                 **{"SHA-256 of the weights": hashlib.sha256((adapter/"adapter_model.safetensors").read_bytes()).hexdigest()})

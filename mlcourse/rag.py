@@ -17,8 +17,8 @@ from .assets import ASSETS, derived, fetch
 from .evals import is_refusal, sentences, support, words, CITE
 
 # %% auto #0
-__all__ = ['KINDS', 'SKIP', 'MAX_BYTES', 'Block', 'FENCE', 'HEADING', 'CHUNKERS', 'WINDOW', 'ENGLISH', 'NOT_FOUND', 'GATES',
-           'RagError', 'course_notes', 'decode', 'read_folder', 'Chunk', 'pack', 'blocks_of', 'chunk_markdown',
+__all__ = ['KINDS', 'SKIP', 'MAX_BYTES', 'Block', 'FENCE', 'HEADING', 'CHUNKERS', 'WINDOW', 'ENGLISH', 'NOT_FOUND', 'LIST_MARK',
+           'GATES', 'RagError', 'course_notes', 'decode', 'read_folder', 'Chunk', 'pack', 'blocks_of', 'chunk_markdown',
            'chunk_python', 'chunk_text', 'chunk_notebook', 'chunk_file', 'ingest', 'Embedder', 'windows', 'all_windows',
            'Index', 'FaissIndex', 'QdrantIndex', 'tokenize', 'BM25', 'rrf', 'Update', 'Store', 'Hit', 'Retriever',
            'Question', 'load_questions', 'gold_ids', 'Gate', 'evidence', 'Answer', 'prompt', 'verify_citations',
@@ -328,13 +328,13 @@ class QdrantIndex:
     "The same with Qdrant, inside this process or on a server."
     def __init__(self, vectors:np.ndarray,
                  url:str=":memory:",          # or a server's address, such as `http://127.0.0.1:6333`
-                 collection:str="notes"):
+                 collection:str="mlcourse-notes"):   # one that exists is replaced
         from qdrant_client import QdrantClient, models
         self.client = QdrantClient(url) if url == ":memory:" else QdrantClient(url=url)
         self.collection = collection
         if self.client.collection_exists(collection): self.client.delete_collection(collection)
         self.client.create_collection(collection, vectors_config=models.VectorParams(size=vectors.shape[1], distance=models.Distance.DOT))
-        self.client.upload_collection(collection, vectors=vectors, ids=range(len(vectors)), batch_size=1024)
+        self.client.upload_collection(collection, vectors=vectors, ids=range(len(vectors)), batch_size=1024, wait=True)
 
     def search(self, vector:np.ndarray, k:int) -> list[tuple[int, float]]:
         "Row and cosine, best first."
@@ -552,6 +552,7 @@ def evidence(question:str, retriever:Retriever, hits:Sequence[Hit]) -> tuple[flo
 
 # %% ../nbs/week1/04_rag.ipynb #5efff561
 NOT_FOUND = "I do not find this in your notes."
+LIST_MARK = re.compile(r"(?m)^\s*(?:\d+[.)]|[-*])\s+")   # before the items of a list; no sentence of its own
 GATES = {"minilm-l6-v2": Gate(0.34, 0.66, 0.501)}   # calibrated in nbs/week1/04_rag.ipynb; other embedders have no gate until you calibrate one
 
 @dataclass(frozen=True)
@@ -575,7 +576,7 @@ def verify_citations(draft:str, passages:Sequence[str],
                     ) -> tuple[str, list[int]]:   # the sentences that hold, with their numbers; the numbers
     "Give each sentence the passage that supports it best, and drop those that none supports."
     kept, used = [], []
-    for s in sentences(draft):
+    for s in sentences(LIST_MARK.sub("", draft)):
         claim = " ".join(CITE.sub("", s).split())
         best = max(range(len(passages)), key=lambda i: support(claim, passages[i]), default=None)
         if best is None or support(claim, passages[best]) < at_least: continue
@@ -587,7 +588,7 @@ def verify_citations(draft:str, passages:Sequence[str],
 def answer(question:str, retriever:Retriever,
            engine,                        # anything with `chat(messages, max_tokens)`, such as those of `mlcourse.llm`
            k:int=2,                       # passages for the model
-           gate:Gate|None|str="default",  # refuses before the model is asked; None for no gate
+           gate:Gate|None|str="default",  # refuses before the model is asked: that of the embedder in `GATES`, if it has one; None for no gate
            at_least:float=0.6,            # support that a sentence needs
            max_tokens:int=60,
           ) -> Answer:

@@ -39,6 +39,7 @@ class LateInteraction:
         import torch
         from sentence_transformers import SentenceTransformer
         self.model, self.keep, self.known = SentenceTransformer(str(folder)).to(torch.bfloat16).eval(), keep, {}
+        self.model.max_seq_length = self.model[0].auto_model.config.max_position_embeddings   # whole passages: MiniLM's setting would cut at 256 tokens, and it has 512 positions
 
     def tokens(self, texts:Sequence[str],
               ) -> list[np.ndarray]:      # of each text, shape (tokens, dim), unit length, without the special tokens at both ends

@@ -22,8 +22,8 @@ from .llm import next_token_probs
 __all__ = ['MIN_CHARS', 'MODERN', 'LLAMA', 'NANOGPT_CPU', 'TinyLMError', 'read_text', 'stdlib_text', 'corpus', 'CharTokenizer',
            'split', 'evaluate', 'bits_per_byte', 'Bigram', 'attention_weights', 'NoPositions', 'Learned', 'Sinusoidal',
            'Rotary', 'alibi_slopes', 'ALiBi', 'LayerNorm', 'RMSNorm', 'GELU', 'ReLU2', 'SwiGLU', 'Attention', 'Block',
-           'TinyLM', 'count_parameters', 'gpt2_init', 'zero_init', 'adamw', 'muon', 'constant', 'cosine', 'trapezoid',
-           'Recipe', 'build', 'as_llama', 'windows', 'train', 'story', 'bench_tinylm', 'KVCache', 'greedy', 'generate',
+           'TinyLM', 'count_parameters', 'gpt2_init', 'zero_init', 'adamw', 'muon', 'constant', 'trapezoid', 'Recipe',
+           'build', 'as_llama', 'windows', 'train', 'story', 'bench_tinylm', 'KVCache', 'greedy', 'generate',
            'HalfLinear', 'half_weights', 'race', 'decoders_of', 'bench_decode', 'min_p_filter', 'sampler',
            'attention_maps', 'flops_per_token', 'peak_flops', 'saved_bytes']
 
@@ -359,10 +359,6 @@ def constant(t:float,      # part of the training that is done, 0 to 1
     "No schedule."
     return 1.0
 
-def cosine(t:float) -> float:
-    "From 1 to 0.1 along half a cosine."
-    return 0.55 + 0.45 * math.cos(math.pi * t)
-
 def trapezoid(t:float) -> float:
     "Up in the first 2.5 %, flat, and in the last 60 % straight down to zero."
     return min(1.0, t / 0.025 + 0.02, (1 - t) / 0.6)
@@ -370,7 +366,7 @@ def trapezoid(t:float) -> float:
 
 @dataclass(frozen=True)
 class Recipe:
-    "The pieces of a model and of its training. The defaults are those of nanoGPT's small configuration."
+    "The pieces of a model and of its training. The defaults are GPT-2's pieces with nanoGPT's AdamW, without its schedule, clipped gradients and shared head."
     positions: type = Learned
     norm: type = LayerNorm
     mlp: type = GELU
@@ -459,7 +455,7 @@ def story() -> list[tuple[str, Recipe]]:   # what is new, and the recipe with it
     "Recipes from 2019 to today, each with one piece more."
     steps = [("GPT-2's pieces, learned positions", {}), ("sinusoidal positions", dict(positions=Sinusoidal)), ("ALiBi", dict(positions=ALiBi)),
              ("rotary positions", dict(positions=Rotary)), ("RMSNorm, without gains", dict(norm=RMSNorm)), ("SwiGLU", dict(mlp=SwiGLU)),
-             ("squared ReLU instead", dict(mlp=ReLU2)), ("QK-norm", dict(qk_norm=RMSNorm)), ("zero init, norm after the embedding", dict(init=zero_init, embed_norm=RMSNorm)),
+             ("squared ReLU instead", dict(mlp=ReLU2)), ("QK-norm", dict(qk_norm=RMSNorm)), ("zero init", dict(init=zero_init)), ("norm after the embedding", dict(embed_norm=RMSNorm)),
              ("Muon", dict(optimizer=muon)), ("schedule: trapezoid", dict(schedule=trapezoid))]
     recipes = [Recipe()]
     for _, change in steps[1:]: recipes.append(replace(recipes[-1], **change))
@@ -577,7 +573,7 @@ def decoders_of(model:TinyLM,    # of the pieces of `LLAMA`
                 prompt:Tensor,   # token ids, shape (1, tokens)
                 new:int,         # tokens to generate
                ) -> dict[str, Callable[[], Tensor]]:
-    "Five ways to write the same tokens: this lesson's cache and transformers' own, each in 32 and in 16 bits, and no cache."
+    "Five ways to continue a prompt: this lesson's cache and transformers' own, each in 32 and in 16 bits, and no cache."
     half, theirs, theirs_half = half_weights(model), *(as_llama(model, prompt.shape[1] + new).to(prompt.device, dtype) for dtype in (torch.float32, torch.float16))
     options = dict(max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0, attention_mask=torch.ones_like(prompt))
     return {"cache": lambda: generate(model, prompt, new), "cache, 16 bits": lambda: generate(half, prompt, new),
@@ -595,7 +591,7 @@ def bench_decode(new:int=512,     # tokens to generate, batch 1
     print(json.dumps({f"{k} s": round(v, 3) for k, v in seconds.items()} | dict(
         tokens_per_s=round(new / seconds["cache, 16 bits"], 1), over_transformers=round(seconds["transformers"] / seconds["cache, 16 bits"], 2),
         over_transformers_32_bits=round(seconds["transformers"] / seconds["cache"], 2),
-        over_transformers_16_bits=round(seconds["transformers, 16 bits"] / seconds["cache, 16 bits"], 2), over_uncached=round(seconds["no cache"] / seconds["cache, 16 bits"], 2),
+        over_transformers_16_bits=round(seconds["transformers, 16 bits"] / seconds["cache, 16 bits"], 2), over_uncached=round(seconds["no cache"] / seconds["cache"], 2),
         parameters=count_parameters(model), threads=torch.get_num_threads())))
 
 # %% ../nbs/week2/04_tiny_lm.ipynb #bfbfc1c7
