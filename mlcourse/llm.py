@@ -16,8 +16,8 @@ from .assets import ASSETS, derived, fetch
 
 # %% auto #0
 __all__ = ['FACTS', 'BITS', 'score_facts', 'LLMError', 'quiet_libraries', 'model_path', 'weight_bytes', 'quantization', 'unload',
-           'free_bytes', 'load', 'encode', 'generate', 'next_token_probs', 'sampler', 'stream_text', 'Reply',
-           'TransformersEngine', 'perplexity', 'linear_bytes', 'OpenAIEngine', 'llama_cpp', 'served_gguf',
+           'free_bytes', 'load', 'encode', 'generate', 'stop_ids', 'next_token_probs', 'sampler', 'stream_text',
+           'Reply', 'TransformersEngine', 'perplexity', 'linear_bytes', 'OpenAIEngine', 'llama_cpp', 'served_gguf',
            'transformers_server']
 
 # %% ../nbs/week1/03_hello_llm.ipynb #ef8fba52
@@ -177,6 +177,11 @@ def generate(model,                                # a causal language model of 
         new = torch.tensor([[token]], device=input_ids.device)
         cache, step = (out.past_key_values, new) if use_cache else (None, torch.cat([step, new], dim=1))
 
+def stop_ids(model) -> tuple[int, ...]:
+    "The tokens that end an answer: one or several, for some models end a turn and a text differently."
+    ends = model.generation_config.eos_token_id
+    return tuple(ends) if isinstance(ends, list) else (ends,)
+
 # %% ../nbs/week1/03_hello_llm.ipynb #fc931667
 def next_token_probs(logits:Tensor,          # shape (vocabulary,)
                      temperature:float=1.0,  # above 0
@@ -238,8 +243,7 @@ class TransformersEngine:
         if ids.shape[1] + max_tokens > limit: raise LLMError(
             f"The prompt has {ids.shape[1]} tokens and you ask for {max_tokens} more, but this model's context is {limit}. "
             "Shorten the prompt, or ask for fewer tokens.")
-        stop = self.model.generation_config.eos_token_id
-        return ids, generate(self.model, ids, max_tokens, sampler(temperature, top_p=top_p), tuple(stop) if isinstance(stop, list) else (stop,))
+        return ids, generate(self.model, ids, max_tokens, sampler(temperature, top_p=top_p), stop_ids(self.model))
 
     def stream(self, messages:list[dict]|str, max_tokens:int=128, temperature:float=0.0, top_p:float=1.0) -> Iterator[str]:
         "Pieces of the answer as they come."
