@@ -11,8 +11,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
-from .assets import cache_dir
-from .demo import DemoError, listening, serve
+from .files import cache_dir
+from .serve import DemoError, listening, serve
 from .rag import Embedder, Retriever, Store, answer, ingest
 from .tier import resolve
 

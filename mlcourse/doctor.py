@@ -202,7 +202,8 @@ def free_gib(folder:Path) -> float:   # GiB; nothing where it cannot be written
 
 def download_folders() -> list[Path]:   # the course's cache, and that of the hub's client
     "Where downloads go."
-    from mlcourse.assets import AssetError, cache_dir
+    from mlcourse.assets import AssetError
+    from mlcourse.files import cache_dir
     try: ours = cache_dir()
     except AssetError: ours = os.environ.get("MLCOURSE_CACHE") or "~/.cache"   # it cannot be made, which the check will say
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")/"huggingface"

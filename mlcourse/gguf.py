@@ -15,6 +15,7 @@ import gguf
 import numpy as np
 import torch
 import typer
+from .files import CourseError
 from .llm import LLMError, OpenAIEngine, model_path
 
 # %% auto #0
@@ -24,7 +25,7 @@ __all__ = ['DTYPES', 'Q', 'F', 'TYPES', 'ARCHITECTURES', 'TABLES', 'LLAMA3_SPLIT
            'read_modelfile', 'adapter_card', 'main']
 
 # %% ../nbs/week2/05_ship.ipynb #8de430f0
-class GGUFError(RuntimeError):
+class GGUFError(CourseError):
     "Something about an export that a user can put right; the message says how."
 
 # %% ../nbs/week2/05_ship.ipynb #aa8e6b75

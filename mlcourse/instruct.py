@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from .assets import derived, digest
+from .files import CourseError, derived, digest
 
 # %% auto #0
 __all__ = ['EVENTS', 'TASK', 'LOG_FORMATS', 'NOISE', 'HOSTS', 'USERS', 'SERVICES', 'SHAREGPT', 'PII', 'CAPITALS', 'OPPOSITES',
@@ -131,7 +131,7 @@ def from_code(source:str,          # Python source text
     return found
 
 # %% ../nbs/week2/01_instruction_data.ipynb #eb3f6988
-class DataError(ValueError):
+class DataError(CourseError, ValueError):
     "Data that cannot be used; the message says where and why."
 
 def check_messages(messages) -> list[dict]:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from .assets import ASSETS, derived, fetch
+from .assets import ASSETS, fetch
+from .files import CourseError, derived
 
 # %% auto #0
 __all__ = ['FACTS', 'BITS', 'score_facts', 'LLMError', 'quiet_libraries', 'model_path', 'weight_bytes', 'quantization', 'unload',
@@ -46,7 +47,7 @@ def score_facts(answer:Callable[[str], str],  # takes a question, gives an answe
     return sum(r["right"] for r in rows), rows
 
 # %% ../nbs/week1/03_hello_llm.ipynb #fce7e6b7
-class LLMError(RuntimeError):
+class LLMError(CourseError):
     "Something a user can put right; the message says how."
 
 def quiet_libraries():

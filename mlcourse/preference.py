@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from .files import CourseError
 from .llm import load
 
 # %% auto #0
@@ -24,7 +25,7 @@ QUESTION = "Is this log line urgent?"                       # the system message
 CALL, WAIT = "Call somebody now.", "Wait until morning."    # the two answers; as many tokens each for SmolLM2 and Llama 3
 URGENT = ("disk_full", "out_of_memory", "login_failed")     # what the people on call want to be called for
 
-class PreferenceError(ValueError):
+class PreferenceError(CourseError, ValueError):
     "Pairs that cannot be trained on; the message says why."
 
 # %% ../nbs/week2/03_preference.ipynb #41ae87b6

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import get_type_hints
 
 import mlcourse
-from .assets import ASSETS, digest
+from .assets import ASSETS
+from .files import CourseError, digest
 from .evals import rouge_l, score_pairs
 from .instruct import encode_pair, parse_record, read_pairs
 
@@ -43,7 +44,7 @@ def score_records(given:list[str], rows:list[dict]):   # a DataFrame, one row an
     return score_pairs(((g, r["messages"][-1]["content"]) for g, r in zip(given, rows, strict=True)), RECORD)
 
 # %% ../nbs/week2/02_qlora.ipynb #9aacb0f4
-class TrainError(RuntimeError):
+class TrainError(CourseError):
     "A training that cannot start or go on; the message says what to do."
     exit_code = 1
 

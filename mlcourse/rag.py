@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 import numpy as np
-from .assets import ASSETS, derived, fetch
+from .assets import ASSETS, fetch
+from .files import CourseError, derived
 from .evals import is_refusal, sentences, support, words, CITE
 
 # %% auto #0
@@ -25,7 +26,7 @@ __all__ = ['KINDS', 'SKIP', 'MAX_BYTES', 'Block', 'FENCE', 'HEADING', 'CHUNKERS'
            'answer']
 
 # %% ../nbs/week1/04_rag.ipynb #fe8ad116
-class RagError(RuntimeError):
+class RagError(CourseError):
     "Something a user can put right; the message says how."
 
 def course_notes() -> Path:  # a folder

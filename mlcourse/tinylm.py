@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from .assets import fetch
+from .files import CourseError
 from .llm import next_token_probs
 
 # %% auto #0
@@ -28,7 +29,7 @@ __all__ = ['MIN_CHARS', 'MODERN', 'LLAMA', 'NANOGPT_CPU', 'TinyLMError', 'read_t
            'attention_maps', 'flops_per_token', 'peak_flops', 'saved_bytes']
 
 # %% ../nbs/week2/04_tiny_lm.ipynb #0df1870f
-class TinyLMError(ValueError):
+class TinyLMError(CourseError, ValueError):
     "A text, a setting or a request that cannot work; the message says what to change."
     exit_code = 2
 

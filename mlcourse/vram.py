@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Optional
 import typer
 import mlcourse
+from .files import UsageError
 
 # %% auto #0
 __all__ = ['MIB', 'GIB', 'DATA', 'MEDIA', 'SUFFIXES', 'NEEDED', 'CONTEXT_MIB', 'DESKTOP_MIB', 'CARD_MIB', 'TARGETS', 'LINEAR',
@@ -28,7 +29,7 @@ __all__ = ['MIB', 'GIB', 'DATA', 'MEDIA', 'SUFFIXES', 'NEEDED', 'CONTEXT_MIB', '
 MIB, GIB = 2**20, 2**30
 DATA = Path(mlcourse.__file__).parent/"data"
 
-class PlanError(ValueError):
+class PlanError(UsageError):
     "A plan that cannot be made; the message says what to change."
     exit_code = 2
 
@@ -313,7 +314,7 @@ def _trace_of(file:Path): return load_trace(file)
 
 def traced(plan:Plan):  # a `mlcourse.trace.Trace`
     "The trace of a plan's workload, from the cache if it was made before. Raises `PlanError` if the model cannot be built."
-    from mlcourse.assets import cache_dir
+    from mlcourse.files import cache_dir
     name, config = check(plan)
     plan = replace(plan, accumulation=min(plan.accumulation, 2))   # from the second pass on, every pass finds the same
     file = cache_dir()/"vram"/f"{_key(plan, config)}.npz"
@@ -791,7 +792,7 @@ def measure_step(plan:Plan) -> dict:
     "Run the step on the card under the plan's cap, and add what it took to the list of measurements. Raises `PlanError` without a card."
     _needs_card()
     import torch
-    from mlcourse.assets import cache_dir
+    from mlcourse.files import cache_dir
     from mlcourse.tier import find_cards
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, plan.room_mib * MIB / total))

@@ -13,6 +13,7 @@ from configparser import ConfigParser
 from pathlib import Path
 
 import nbformat
+from mlcourse.course import PARTS
 from mlcourse.exercises import find_exercises
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -374,14 +375,13 @@ def prose(root: Path = ROOT) -> list[tuple[Path, str, str]]:
 # ---------------------------------------------------------------- the library
 
 def rank(notebook: str) -> tuple[int, str]:
-    "The place of a notebook (relative to nbs/) in the order of imports: the library, the weeks, the clinic."
+    "The place of a notebook (relative to nbs/) in the order of imports: its floor, and its number there."
     folder, _, name = notebook.rpartition("/")
-    week = re.fullmatch(r"week(\d+)", folder)
-    return (int(week[1]) if week else 99 if folder == "clinic" else 0, name)
+    return (list(PARTS).index(folder) if folder in PARTS else -1, name)
 
 
 def imports_point_back(sources: dict[str, str]) -> list[str]:
-    "Given notebooks (relative to nbs/) with their code: nobody imports a lesson that comes later, and the library imports no lesson."
+    "Given notebooks (relative to nbs/) with their code: imports point down, to a lower floor or to an earlier notebook of the same one."
     made_by = {m[1]: nb for nb, code in sources.items() if (m := re.search(r"^#\|\s*default_exp\s+(\w+)", code, re.M))}
     found = []
     for nb, code in sources.items():
@@ -392,8 +392,7 @@ def imports_point_back(sources: dict[str, str]) -> list[str]:
             elif isinstance(tree, ast.ImportFrom) and tree.module: names = [tree.module]
             for other in (made_by.get(n.split(".")[1]) for n in names if n.startswith("mlcourse.")):
                 if other is None or other == nb: continue
-                (mine, _), (theirs, _) = rank(nb), rank(other)
-                if theirs and (mine == 0 or rank(other) > rank(nb)): found.append(f"{nb} imports {other}, which comes later")
+                if nb != "index.ipynb" and rank(other) > rank(nb): found.append(f"{nb} imports {other}, which comes later")
     return found
 
 

@@ -1,10 +1,12 @@
-"""What the notebook `nbs/lib/02_assets.ipynb` cannot test: processes that are killed, processes that meet, and a hub that refuses."""
+"""What the notebook `nbs/lib/04_assets.ipynb` cannot test: processes that are killed, processes that meet, and a hub that refuses."""
 import hashlib, signal, subprocess, sys, threading, time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from mlcourse.assets import ASSETS, Asset, AssetError, derived, digest, fetch, practice_server, verify
+from mlcourse.files import CourseError
+from mlcourse.assets import ASSETS, Asset, AssetError, fetch, practice_server, verify
+from mlcourse.files import derived, digest
 
 DATA = bytes(range(256)) * 16_000   # 4 MB, more than a second at the pace of /slow/
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -70,11 +72,11 @@ def test_finding_a_package_asset_does_not_import_it(environment):
 def test_cache_that_cannot_be_made(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MLCOURSE_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(AssetError, match="Set MLCOURSE_CACHE"): fetch("tinyshakespeare")
+    with pytest.raises(CourseError, match="Set MLCOURSE_CACHE"): fetch("tinyshakespeare")
 
 
 def test_cache_below_xdg(tmp_path, monkeypatch):
-    from mlcourse.assets import cache_dir
+    from mlcourse.files import cache_dir
     monkeypatch.delenv("MLCOURSE_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_dir() == tmp_path / "mlcourse"

@@ -12,7 +12,7 @@ import httpx
 import pytest
 import uvicorn
 from mlcourse.agent import chat_app
-from mlcourse.demo import listening
+from mlcourse.serve import listening
 from mlcourse.rag import ingest
 from playwright.sync_api import sync_playwright
 from test_site import FLAGS, find_browser

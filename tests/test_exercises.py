@@ -1,11 +1,12 @@
-"""What the notebook `nbs/lib/04_exercises.ipynb` cannot test: real kernels, and processes that finish an exercise at the same moment."""
+"""What the notebook `nbs/lib/06_exercises.ipynb` cannot test: real kernels, and processes that finish an exercise at the same moment."""
 import subprocess, sys
 from contextlib import nullcontext
 
 import nbformat, pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from mlcourse.exercises import ExerciseError, LessonProgress, find_exercises, notebook_diff, passed, progress, read_cells, start, update
+from mlcourse.exercises import ExerciseError, LessonProgress, find_exercises, notebook_diff, passed, progress, start, update
+from mlcourse.course import read_cells
 
 STUB = "def double(x): ...  # your code"
 CHECK = '@exercise(double, lesson="week1/01_toy", hint="Add it to itself.")\ndef check(double): assert double(3) == 6, "double(3) is not 6"'

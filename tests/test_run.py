@@ -178,7 +178,8 @@ assert os.environ['MLCOURSE_OUT'] == {str(tmp_path / '_run/tiny/outputs')!r} and
     ([], "There is no course in this folder."),
 ])
 def test_refused_before_anything_runs(tmp_path, monkeypatch, args, says):
-    from mlcourse.run import UsageError, parse_params, run_course
+    from mlcourse.files import UsageError
+    from mlcourse.run import parse_params, run_course
     monkeypatch.chdir(tmp_path)
     write(tmp_path, "good", "open('ran', 'w')")
     write(tmp_path, "bare", "tier = 'auto'", params=None)

@@ -18,7 +18,8 @@ from axe_playwright_python.sync_playwright import Axe
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from playwright.sync_api import sync_playwright
 
-from mlcourse.site import build, lessons, main, readme_text
+from mlcourse.site import build, main, readme_text
+from mlcourse.course import lessons
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -48,7 +49,7 @@ def run_dir(tmp_path_factory):
     if not (run/"report.json").is_file():
         from mlcourse.run import run_course
         run = tmp_path_factory.mktemp("run")
-        run_course([ROOT/"nbs/index.ipynb", ROOT/"nbs/lib/00_tier.ipynb", ROOT/"nbs/lib/01_record.ipynb"], tier="tiny", out=run)
+        run_course([ROOT/"nbs/index.ipynb", ROOT/"nbs/lib/01_tier.ipynb", ROOT/"nbs/lib/03_record.ipynb"], tier="tiny", out=run)
     return run
 
 
@@ -159,7 +160,7 @@ def test_sidebar_leads_to_every_page(visit, pages):
     missing = {v.server + p for p in pages} - {h.split("#")[0] for h in hrefs}
     assert not missing, missing
     page.locator("#quarto-sidebar a", has_text="The switch").click()
-    page.wait_for_url("**/lib/00_tier.html")
+    page.wait_for_url("**/lib/01_tier.html")
     assert page.locator("h1.title").inner_text() == "The switch"
     assert page.locator("#quarto-sidebar .sidebar-link.active", has_text="The switch").is_visible()
 
@@ -172,7 +173,7 @@ def test_sidebar_opens_on_a_phone(visit):
     assert box is None or box["x"] + box["width"] <= 0 or box["x"] >= PHONE["width"], f"the closed sidebar is at {box}"
     page.locator(".quarto-btn-toggle").click()
     sidebar.locator("a", has_text="The switch").click()
-    page.wait_for_url("**/lib/00_tier.html")
+    page.wait_for_url("**/lib/01_tier.html")
 
 
 @slow
@@ -183,7 +184,7 @@ def test_search_finds_and_opens_a_page(visit):
     result.wait_for()
     assert "The switch" in result.inner_text()
     result.click()
-    page.wait_for_url("**/lib/00_tier.html*")
+    page.wait_for_url("**/lib/01_tier.html*")
 
 
 @slow
@@ -196,7 +197,7 @@ def test_dark_mode_toggles_and_stays(visit):
     page.wait_for_function("document.documentElement.classList.contains('quarto-dark')")
     assert page.evaluate(background) != light
     page.locator("#quarto-sidebar a", has_text="The switch").click()
-    page.wait_for_url("**/lib/00_tier.html")
+    page.wait_for_url("**/lib/01_tier.html")
     assert is_dark(page), "the next page forgot the dark mode"
     page.locator(".quarto-color-scheme-toggle").first.click()
     page.wait_for_function("!document.documentElement.classList.contains('quarto-dark')")
@@ -266,11 +267,11 @@ def test_exported_functions_are_documented(visit):
     page = visit().open("reference/tier.html")
     for name in ("TIERS", "Card", "find_cards", "choose"):
         assert page.locator(f"main #{name.lower()}").count() == 1, name
-    row = page.locator("main tr", has_text="settings for 16 GB").inner_text().split("\t")
-    assert [c.strip() for c in row[:3]] == ["gb16", "Settings | None", "None"]
+    row = page.locator("main tr", has_text="no tuple: the same on every tier").inner_text().split("\t")
+    assert [c.strip() for c in row[:3]] == ["settings", "Any", "name=(tiny, 12gb) or name=(tiny, 12gb, 16gb); no tuple: the same on every tier"]
     page.locator("main a", has_text="The switch").first.click()
-    page.wait_for_url("**/lib/00_tier.html")
-    assert page.locator("main .doc", has_text="settings for 16 GB").count() == 1
+    page.wait_for_url("**/lib/01_tier.html")
+    assert page.locator("main .doc", has_text="no tuple: the same on every tier").count() == 1
 
 
 class Links(HTMLParser):
@@ -344,9 +345,9 @@ def awkward(tmp_path_factory):
         new_code_cell('#| code-fold: true\n#| code-summary: "Solution"\nanswer = 42'),
         new_markdown_cell("A formula: $\\frac{a}{b}$, and $$x^2$$"), marker(), new_code_cell("check()", outputs=[raised])])
     (folder/"run/nbs/lib").mkdir(parents=True)
-    nbformat.write(nb, folder/"run/nbs/lib/00_tier.ipynb")
+    nbformat.write(nb, folder/"run/nbs/lib/01_tier.ipynb")
     error = dict(cell=8, type="TargetMissed", message="wer = 0.4")
-    entry = dict(path="nbs/lib/00_tier.ipynb", status="failed", seconds=1.0, peak_rss_mb=1, peak_vram_mb=None, error=error, metrics={})
+    entry = dict(path="nbs/lib/01_tier.ipynb", status="failed", seconds=1.0, peak_rss_mb=1, peak_vram_mb=None, error=error, metrics={})
     report = dict(tier="tiny", commit=None, versions={}, machine={}, notebooks=[entry])
     (folder/"run/report.json").write_text(json.dumps(report))
     return build(folder/"run", folder/"docs", folder/"stage", engine="smalldocs")
@@ -356,7 +357,7 @@ def awkward(tmp_path_factory):
 def test_a_failed_notebook_with_awkward_outputs_is_a_clean_page(chromium, awkward):
     with serving(awkward) as server:
         v = Visitor(chromium, server, viewport=PHONE, color_scheme="dark")
-        page = v.open("lib/00_tier.html")
+        page = v.open("lib/01_tier.html")
         text = page.locator("main").inner_text()
         for shown in ("This run failed", "TargetMissed in cell 8: wer = 0.4", "a widget's text", "wer = 0.1", "100%|####| 2/2", "bright"):
             assert shown in text, shown

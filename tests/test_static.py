@@ -15,7 +15,7 @@ NAMES = [p.relative_to(ROOT / "nbs").as_posix() for p in NOTEBOOKS]
 # ---------------------------------------------------------------- the repository
 
 def test_there_are_notebooks():
-    assert {"lib/00_tier.ipynb", "lib/02_assets.ipynb", "lib/04_exercises.ipynb"} <= set(NAMES)
+    assert {"lib/01_tier.ipynb", "lib/04_assets.ipynb", "lib/06_exercises.ipynb"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
@@ -92,14 +92,11 @@ def differences(a, b, pattern):
 
 HEAVY = ["torch", "transformers", "huggingface_hub", "pandas", "matplotlib"]
 
-# The planner's engine works on tensors, so it needs torch from its first line; `mlcourse.vram` imports it only when it plans.
-ENGINE = {"trace", "workloads", "media_workloads"}
-
-def test_start_up_is_light():
-    modules = sorted({p.stem for p in (ROOT / "mlcourse").glob("[!_]*.py") if "File to edit: ../nbs/lib/" in p.read_text()} - ENGINE | {"vram"})
+def test_the_machinery_is_light():
+    modules = sorted(p.stem for p in (ROOT / "mlcourse").glob("[!_]*.py") if "File to edit: ../nbs/lib/" in p.read_text())
     program = f"import sys, mlcourse, {', '.join('mlcourse.' + m for m in modules)}; print([m for m in {HEAVY} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
-    assert {"tier", "assets", "exercises"} <= set(modules) and out.stdout.strip() == "[]"
+    assert {"files", "course", "tier", "assets", "exercises"} <= set(modules) and out.stdout.strip() == "[]"
 
 
 def test_lock_is_in_step():
@@ -256,7 +253,7 @@ MODULES = {"assets": {"fetch", "ASSETS"}}
 
 @pytest.mark.parametrize("text, says", [
     ("`mlcourse.assets.fetch`, and `mlcourse/assets.py`", None),
-    ("```python\nfrom mlcourse.assets import fetch, ASSETS as A\n```", None),
+    ("```python\nfrom mlcourse.assets import fetch, ASSETS as A\n```", None), 
     ("mlcourse.nowhere is no code, and https://mlcourse.github.io is an address: `https://mlcourse.github.io/x`", None),
     ("`mlcourse.assets.grab`", "mlcourse.assets has no grab"),
     ("`mlcourse.rags`", "there is no module mlcourse.rags"),
@@ -284,9 +281,9 @@ def test_commands_in_prose(text, says):
 
 
 @pytest.mark.parametrize("sources, bad", [
-    ({"lib/00_tier.ipynb": "#| default_exp tier", "week1/01_a.ipynb": "#| default_exp a\nfrom mlcourse.tier import *",
+    ({"lib/01_tier.ipynb": "#| default_exp tier", "week1/01_a.ipynb": "#| default_exp a\nfrom mlcourse.tier import *",
       "week2/01_b.ipynb": "#| default_exp b\nimport mlcourse.a", "clinic/01_c.ipynb": "from mlcourse.b import x"}, None),
-    ({"lib/00_tier.ipynb": "#| default_exp tier\nfrom mlcourse.a import x", "week1/01_a.ipynb": "#| default_exp a"}, "lib/00_tier.ipynb imports week1/01_a.ipynb"),
+    ({"lib/01_tier.ipynb": "#| default_exp tier\nfrom mlcourse.a import x", "week1/01_a.ipynb": "#| default_exp a"}, "lib/01_tier.ipynb imports week1/01_a.ipynb"),
     ({"week1/01_a.ipynb": "def f():\n    from mlcourse.b import x", "week1/02_b.ipynb": "#| default_exp b"}, "week1/01_a.ipynb imports week1/02_b.ipynb"),
     ({"week1/01_a.ipynb": "from mlcourse import b", "week2/01_b.ipynb": "#| default_exp b"}, "week1/01_a.ipynb imports week2/01_b.ipynb"),
 ])
