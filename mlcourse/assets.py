@@ -14,7 +14,8 @@ from types import SimpleNamespace
 from .files import CourseError, Progress, cache_dir, digest, locked, progress_bar, size_of
 
 # %% auto #0
-__all__ = ['ASSETS', 'TRIES', 'WANTED', 'UNWANTED', 'AssetError', 'Asset', 'licences', 'practice_server', 'fetch', 'verify']
+__all__ = ['ASSETS', 'STANDINS', 'TRIES', 'WANTED', 'UNWANTED', 'AssetError', 'Asset', 'licences', 'practice_server', 'fetch',
+           'verify']
 
 # %% ../nbs/lib/04_assets.ipynb #36c26518
 class AssetError(CourseError):
@@ -71,6 +72,9 @@ ASSETS: dict[str, Asset] = {a.name: a for a in (
           url="https://huggingface.co/bartowski/Meta-Llama-3.1-8B-Instruct-GGUF", size=4_920_000_000),
     _hub("llama-2-13b-chat", "meta-llama/Llama-2-13b-chat-hf", "Llama 2 Community License", 13_015_864_320),
 )}
+
+# %% ../nbs/lib/04_assets.ipynb #0c758f84
+STANDINS = dict(chat="smollm2-135m-instruct", embedder="minilm-l6-v2")   # role: the small model that plays it on tier tiny
 
 # %% ../nbs/lib/04_assets.ipynb #b56480ca
 def licences():  # a pandas DataFrame, one row an asset
