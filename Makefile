@@ -28,7 +28,7 @@ unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup hooks browser course course-once docs lab test test-fast tidy clean
+.PHONY: help setup hooks browser course course-once docs lab test test-fast test-slow tidy clean
 
 help:  ## This list
 	@echo "Usage: make TARGET [TIER=tiny|12gb|16gb] [JOBS=1] [RESUME=1]"
@@ -43,32 +43,37 @@ course: setup  ## Run the whole course and print its report card (RESUME=1 goes 
 REPORTS = _run/$(if $(filter file,$(origin TIER)),*,$(TIER))/report.json
 
 docs: setup course-once  ## Build the site in _docs from the last run; without one, run the course first
-	@report=$$(ls -t $(REPORTS) | head -n 1); \
-		$(PYTHON) -c 'import sys; from mlcourse.site import main; main(sys.argv[1])' "$${report%/*}"
+	@report=$$(ls -t $(REPORTS) | head -n 1); $(BIN)/mlcourse docs --run-dir "$${report%/*}"
 
 course-once:
 	@ls $(REPORTS) >/dev/null 2>&1 || $(MAKE) --no-print-directory course
 
+# MLCOURSE_LAB_IP, which the container sets, is where the lab listens: outside of one, on this machine alone.
 lab: setup  ## Open JupyterLab on the course, on this machine only
-	@$(BIN)/jupyter lab $$(if [ "$$(id -u)" = 0 ]; then echo --allow-root; fi) $(LAB_ARGS)
+	@$(BIN)/jupyter lab $${MLCOURSE_LAB_IP:+--ip="$$MLCOURSE_LAB_IP" --no-browser} \
+		$$(if [ "$$(id -u)" = 0 ]; then echo --allow-root; fi) $(LAB_ARGS)
 
 test: test-fast browser  ## All tests: the fast ones, the course on tiny, its site in a browser
 	@$(MAKE) --no-print-directory course TIER=tiny RESUME=
-	@$(MAKE) --no-print-directory docs TIER=tiny
-	@echo "Tests of the course, its servers and its site:"
-	@$(PYTHON) -m pytest -m slow
+	@$(MAKE) --no-print-directory test-slow
 
 test-fast: setup  ## Static checks and unit tests, under 2 minutes
 	@echo "Static checks and unit tests:"
 	@$(PYTHON) -m pytest -m "not slow"
 
-tidy: setup  ## Before a commit: clean the notebooks, export the library, write README.md
+test-slow: setup browser  ## Tests of the last run on tiny, its servers and its site, which it builds
+	@$(MAKE) --no-print-directory docs TIER=tiny
+	@echo "Tests of the course, its servers and its site:"
+	@$(PYTHON) -m pytest -m slow
+
+tidy: setup  ## Before a commit: clean the notebooks, export the library, write README.md and LICENCES.md
 	@$(PYTHON) tests/checks.py --fix
 	@$(BIN)/nbdev_export
-	@$(PYTHON) -c 'from mlcourse.site import readme; readme()'
+	@$(PYTHON) -c 'from mlcourse.frontpage import readme; readme()'
+	@$(PYTHON) -c 'from mlcourse.licences import write_licences; write_licences()'
 
 clean:  ## Delete what runs and builds made; keeps .venv, downloads and your work/
-	@rm -rf _run _docs _stage _proc build dist *.egg-info .pytest_cache .hypothesis
+	@rm -rf _run _docs _stage _proc build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	@find mlcourse nbs tests \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} + 2>/dev/null || true
 
 # The stamp holds the folder it was made for and comes last: an environment without it was cut short, and is made afresh.

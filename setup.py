@@ -17,7 +17,8 @@ def requirements(key: str) -> list[str]:
 
 weeks = {k.removesuffix("_requirements"): requirements(k) for k in cfg
          if k.startswith("week") and k.endswith("_requirements")}
-extras = {**weeks, "all": sorted({r for rs in weeks.values() for r in rs}), "dev": requirements("dev_requirements")}
+extras = {**weeks, "all": sorted({r for rs in weeks.values() for r in rs}),
+          "dev": requirements("dev_requirements")}
 
 setup(
     version=cfg["version"],
@@ -29,5 +30,7 @@ setup(
     package_data={"mlcourse": ["data/**/*"]},
     install_requires=requirements("requirements"),
     extras_require=extras,
-    entry_points={"console_scripts": ["mlcourse=mlcourse.cli:main", "train_qlora=mlcourse.qlora:main"], "nbdev": ["mlcourse=mlcourse._modidx:d"]},
+    entry_points={
+        "console_scripts": ["mlcourse=mlcourse.cli:main", "train_qlora=mlcourse.qlora:main"],
+        "nbdev": ["mlcourse=mlcourse._modidx:d"]},
 )

@@ -1,4 +1,6 @@
-"""`python train_qlora.py --model_name ... --dataset ...`: fine-tune a chat model with QLoRA. See `--help`, and nbs/week2/02_qlora.ipynb."""
+"""Fine-tune a chat model with QLoRA: `python train_qlora.py --model_name ... --dataset ...`.
+
+`--help` lists the flags; nbs/week2/02_qlora.ipynb is the lesson about it."""
 import sys
 
 from mlcourse.qlora import main

@@ -4,43 +4,58 @@
 
 # %% ../nbs/lib/09_cli.ipynb #2732fff4
 from __future__ import annotations
-import importlib, inspect, os, sys, tempfile, traceback
-from datetime import datetime
-from pathlib import Path
-from typing import Annotated, Any, Optional
+import ast, importlib, inspect, re, sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path, PurePath
+from typing import Annotated, Optional
 import typer
 from typer.core import TyperCommand, TyperGroup
 import mlcourse
+from .course import command, course_key
+from .files import CourseError, console, explain
 
 # %% auto #0
-__all__ = ['LAZY', 'GROUPS', 'HELP', 'ORDER', 'app', 'Work', 'as_command', 'Trouble', 'LazyCommand', 'Commands', 'group_of',
-           'show_version', 'options', 'say', 'console', 'run', 'user_errors', 'start', 'update', 'progress', 'docs',
-           'save_traceback', 'explain', 'main']
+__all__ = ['HELP', 'app', 'Paths', 'Jobs', 'Resume', 'Params', 'Found', 'find_commands', 'as_command', 'LazyCommand', 'Commands',
+           'options', 'run', 'start', 'update', 'progress', 'docs', 'wrong_option', 'main']
 
 # %% ../nbs/lib/09_cli.ipynb #be8e72af
-LAZY = {   # name, behind that of its group: (module:function, and the line for the help)
-    "doctor": ("mlcourse.doctor:main", "What this machine has, what it lacks, and what fits on it."),
-    "plan": ("mlcourse.vram:plan", "Predict the memory of a workload, and whether it fits a card."),
-    "bench vram": ("mlcourse.vram:bench_vram", "The planner's error against measured steps, beside other planners."),
-    "bench tinylm": ("mlcourse.tinylm:bench_tinylm", "Train the 0.80M model of nanoGPT's CPU page by the modern recipe."),
-    "bench decode": ("mlcourse.tinylm:bench_decode", "Generation with the lesson's KV cache, against transformers and no cache."),
-    "demo rag": ("mlcourse.agent:chat", "Chat with a folder of your notes; every citation opens its source."),
-    "gguf": ("mlcourse.gguf:main", "Write a model as GGUF, for llama.cpp and Ollama."),
-}
-GROUPS = {"bench": "Compare the course's tools with others, on measurements.", "demo": "Web demos, on this machine alone."}
+@dataclass(frozen=True)
+class Found:
+    "A function that is marked as a command."
+    path: str       # what one types behind `mlcourse`
+    module: str     # where the function is
+    function: str   # its name there
+    help: str       # the first line of its docstring
+
+def find_commands(package:Path|None=None) -> list[Found]:   # in the order of their notebooks
+    "The commands of a package, the course's own when None, found without importing its modules."
+    package, found = package or Path(mlcourse.__file__).parent, []
+    for file in package.glob("*.py"):
+        text, *parts = file.read_text(encoding="utf-8").split("\n@command(")
+        notebook = re.search(r"File to edit: \.\./(\S+)\.$", text, re.M)
+        for part in parts:   # nothing else of the module is parsed
+            fn = ast.parse("@command(" + part.partition("\n# %% ")[0]).body[0]
+            about = (ast.get_docstring(fn) or "").partition("\n")[0]
+            path = fn.decorator_list[0].args[0].value
+            row = Found(path, f"{package.name}.{file.stem}", fn.name, about)
+            found.append((course_key(PurePath(notebook[1])), row))
+    return [row for _, row in sorted(found, key=lambda pair: pair[0])]
 
 # %% ../nbs/lib/09_cli.ipynb #66dd2cfe
-def as_command(fn,          # a function with docments
-               name:str,    # what the command is called
-              ):            # a click command
-    "Make a command of a function; the comments of its parameters become the help."
+HELP = dict(help_option_names=["-h", "--help"])
+
+def as_command(fn, name:str):   # a function with docments, and what the command is called
+    "Make a click command of a function; the comments of its parameters become the help."
     from fastcore.docments import docments
     docs, params = docments(fn), []
     for p in inspect.signature(fn, eval_str=True).parameters.values():
-        kind = typer.Argument if p.default is p.empty else typer.Option
-        if not hasattr(p.annotation, "__metadata__"):   # typer's own Annotated[...] is left as it is
-            p = p.replace(annotation=Annotated[str if p.annotation is p.empty else p.annotation, kind(help=docs.get(p.name) or "")])
-        params.append(p)
+        anno = str if p.annotation is p.empty else p.annotation
+        if not hasattr(anno, "__metadata__"):
+            anno = Annotated[anno, (typer.Argument if p.default is p.empty else typer.Option)()]
+        about = anno.__metadata__[0]
+        about.help = about.help or docs.get(p.name)
+        params.append(p.replace(annotation=anno))
     def call(**kwargs): return fn(**kwargs)
     call.__doc__, call.__name__, call.__signature__ = fn.__doc__, name, inspect.Signature(params)
     call.__annotations__ = {p.name: p.annotation for p in params}
@@ -48,29 +63,22 @@ def as_command(fn,          # a function with docments
     app.command(name, context_settings=HELP)(call)
     return typer.main.get_command(app)
 
-HELP = dict(help_option_names=["-h", "--help"])
-
-# %% ../nbs/lib/09_cli.ipynb #e1fe74c7
-class Trouble(Exception):
-    "Something that ends a command; the message is a sentence."
-    exit_code = 1
-
 # %% ../nbs/lib/09_cli.ipynb #32a365c6
 class LazyCommand(TyperCommand):
-    "A row of the table as a command: it knows its help, and imports its module when it is called."
-    def __init__(self, path:str, target:str, help:str):
-        self.path, self.target, self.loaded = path, target, None
-        super().__init__(path.rpartition(" ")[2], help=help)
+    "A marked function as a command: it knows its help, and imports its module when it is called."
+    def __init__(self, row:Found):
+        self.row = row
+        super().__init__(row.path.rpartition(" ")[2], help=row.help)
 
+    @cache
     def load(self):
-        "The real command. Raises `Trouble` when its packages are not installed."
-        if self.loaded is None:
-            module, _, function = self.target.partition(":")
-            try: self.loaded = as_command(getattr(importlib.import_module(module), function), self.name)
-            except ModuleNotFoundError as e:
-                raise Trouble(f"`mlcourse {self.path}` needs the package {e.name}, which is not installed. "
-                              "`pip install \"mlcourse[all]\"` brings everything that the course uses.") from e
-        return self.loaded
+        "The real command. Raises `CourseError` when its packages are not installed."
+        try: module = importlib.import_module(self.row.module)
+        except ModuleNotFoundError as e:
+            raise CourseError(
+                f"`mlcourse {self.row.path}` needs the package {e.name}, and it is not there. "
+                '`pip install "mlcourse[all]"` brings all that the course uses.') from e
+        return as_command(getattr(module, self.row.function), self.name)
 
     @property
     def params(self): return self.load().params
@@ -78,160 +86,122 @@ class LazyCommand(TyperCommand):
     @params.setter
     def params(self, value): pass   # click's constructor sets an empty list
 
-    def make_context(self, info_name, args, parent=None, **extra): return self.load().make_context(info_name, args, parent=parent, **extra)
+    def make_context(self, info_name, args, parent=None, **extra):
+        return self.load().make_context(info_name, args, parent=parent, **extra)
 
 # %% ../nbs/lib/09_cli.ipynb #f6ccc72c
-ORDER = ("doctor", "plan", "run", "start", "update", "progress", "docs", "bench", "demo", "gguf")   # of the help; others follow by name
-
 class Commands(TyperGroup):
-    "The commands of this page and those of the table."
-    group = ""   # whose rows of the table it takes: those of `mlcourse` itself
-
+    "All marked functions of the course, as commands and groups of commands."
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        for path, row in LAZY.items():
-            group, _, name = path.rpartition(" ")
-            if group == self.group: self.commands[name] = LazyCommand(path, *row)
-
-    def list_commands(self, ctx): return sorted(self.commands, key=lambda n: (ORDER.index(n) if n in ORDER else len(ORDER), n))
-
-def group_of(name:str) -> type[Commands]:
-    "The class of a group: the rows that begin with its name."
-    return type(name.title(), (Commands,), dict(group=name))
+        for row in find_commands():
+            group, _, name = row.path.rpartition(" ")
+            if group and group not in self.commands:
+                new = TyperGroup(name=group, no_args_is_help=True, context_settings=HELP)
+                self.add_command(new)
+            (self.commands[group] if group else self).add_command(LazyCommand(row))
+        for c in self.commands.values():
+            if isinstance(c, TyperGroup): c.help = ", ".join(c.commands) + "."
 
 # %% ../nbs/lib/09_cli.ipynb #ffec30f4
-app = typer.Typer(cls=Commands, name="mlcourse", add_completion=False, context_settings=HELP, pretty_exceptions_enable=False,
+app = typer.Typer(cls=Commands, name="mlcourse", add_completion=False, context_settings=HELP,
+                  pretty_exceptions_enable=False,
                   help="What you can really build with one 12 GB GPU: a course that runs.")
-
-for _name, _about in GROUPS.items():
-    _group = typer.Typer(cls=group_of(_name), add_completion=False, no_args_is_help=True, context_settings=HELP)
-    _group.callback()(lambda: None)   # a group without commands of its own needs one
-    app.add_typer(_group, name=_name, help=_about)
-
-# %% ../nbs/lib/09_cli.ipynb #708f4f1f
-def show_version(wanted:bool):
-    if wanted: typer.echo(f"mlcourse {mlcourse.__version__}"); raise typer.Exit()
 
 @app.callback(invoke_without_command=True)
 def options(ctx:typer.Context,
-            version:Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version.")]=False):
+            version:Annotated[bool, typer.Option("--version", help="Show the version.")]=False):
+    if version:
+        typer.echo(f"mlcourse {mlcourse.__version__}")
+        raise typer.Exit()
     if ctx.invoked_subcommand is None: typer.echo(ctx.get_help())
 
-# %% ../nbs/lib/09_cli.ipynb #cf3bcd03
-def say(text:str): print(text, file=sys.stderr)
-
-def console():
-    "A rich console; where nobody watches, wide enough for the paths."
-    from rich.console import Console
-    wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Console(width=140) if wide else Console()
-
 # %% ../nbs/lib/09_cli.ipynb #1ef0be3d
-@app.command()
-def run(paths:Annotated[Optional[list[str]], typer.Argument(help="Notebooks and folders; the whole course when none is named.")]=None,
-        tier:Annotated[str, typer.Option(help="tiny, 12gb, 16gb, or auto: what this machine can hold.")]="tiny",
-        out:Annotated[Optional[str], typer.Option(help="Folder for the results; _run/TIER when not given.")]=None,
-        jobs:Annotated[int, typer.Option("--jobs", "-j", help="Notebooks at a time; keep 1 on a GPU.")]=1,
-        resume:Annotated[bool, typer.Option("--resume", help="Skip what is already done at the same inputs.")]=False,
-        timeout:Annotated[Optional[float], typer.Option(help="Seconds for one notebook, 0 for no limit; 10 min on tiny and 6 h above when not given.")]=None,
-        param:Annotated[Optional[list[str]], typer.Option("-p", metavar="NAME=VALUE", help="A notebook's parameter; may be repeated.")]=None):
+Paths = Annotated[Optional[list[str]], typer.Argument()]
+Jobs = Annotated[int, typer.Option("--jobs", "-j")]
+Resume = Annotated[bool, typer.Option("--resume")]
+Params = Annotated[Optional[list[str]], typer.Option("-p", metavar="NAME=VALUE")]
+
+@command("run")
+def run(paths:Paths=None,              # notebooks and folders; the whole course when none is named
+        tier:str="tiny",               # tiny, 12gb, 16gb, or auto: what this machine can hold
+        out:Optional[str]=None,        # folder for the results; _run/TIER when not given
+        jobs:Jobs=1,                   # notebooks at a time; keep 1 on a GPU
+        resume:Resume=False,           # skip what is already done at the same inputs
+        timeout:Optional[float]=None,  # seconds for a notebook, 0: no limit; 600 on tiny, else 6 h
+        param:Params=None,             # a notebook's parameter; may be repeated
+       ) -> int:                       # exit code
     "Run notebooks headless, in course order, and print a report card."
     from mlcourse.run import Interrupted, is_ok, parse_params, print_card, run_course
-    show = console()
-    try: report = run_course(paths, tier, out, jobs, resume, timeout, parse_params(param or []), show)
+    show, params = console(), parse_params(param or [])
+    try: report = run_course(paths, tier, out, jobs, resume, timeout, params, show)
     except Interrupted as e:
-        say(f"Stopped by {e}. What is done is kept: run the same command with --resume to go on.")
+        again = "run the same command with --resume to go on"
+        typer.echo(f"Stopped by {e}. What is done is kept: {again}.", err=True)
         return e.exit_code
     print_card(report, show)
-    show.print(f"The report is {Path(report['out'])/'report.md'}.", markup=False, highlight=False, soft_wrap=True)
+    place = Path(report["out"])/"report.md"
+    show.out(f"The report is {place}.", highlight=False)
     return 0 if is_ok(report) else 1
 
-# %% ../nbs/lib/09_cli.ipynb #e184aa68
-def user_errors(fn, *args):
-    "Call `fn`; what it refuses becomes a sentence."
-    try: return fn(*args)
-    except (ValueError, FileNotFoundError) as e:
-        if isinstance(e, FileNotFoundError) and e.strerror: raise
-        raise Trouble(str(e)) from e
-
 # %% ../nbs/lib/09_cli.ipynb #92711aed
-Work = Annotated[str, typer.Option(help="The folder of your copies.")]
-
-@app.command()
-def start(week:Annotated[str, typer.Argument(help="1 to 6, or clinic.")], work:Work="work"):
+@command("start")
+def start(week:str,          # 1 to 6, or clinic
+          work:str="work",   # the folder of your copies
+         ) -> None:
     "Copy a week's notebooks to work/, where they are yours."
     from mlcourse import exercises
-    for change in user_errors(exercises.start, week, work): print(change)
+    for change in exercises.start(week, work): print(change)
     print(f"Open them with `jupyter lab {work}`. `mlcourse progress` shows how far you are.")
 
-# %% ../nbs/lib/09_cli.ipynb #004a303a
-@app.command()
-def update(work:Work="work"):
+@command("update")
+def update(work:str="work",   # the folder of your copies
+          ) -> None:
     "Bring your copies up to date; what you have changed stays."
     from mlcourse import exercises
-    changes = user_errors(exercises.update, work)
+    changes = exercises.update(work)
     for change in changes: print(change, *filter(None, [change.diff]), sep="\n")
     if all(c.action == "current" for c in changes): print("Everything is up to date.")
 
 # %% ../nbs/lib/09_cli.ipynb #f12a98e5
-@app.command()
-def progress(work:Work="work"):
+@command("progress")
+def progress(work:str="work",   # the folder of your copies
+            ) -> None:
     "What you have finished, by the checks of the exercises."
     from rich.table import Table
     from mlcourse import exercises
-    lessons = user_errors(exercises.progress, work)
-    if not lessons: raise Trouble("There are no exercises here yet. Copy a week's notebooks with `mlcourse start 1`.")
-    grid = Table(title=f"{sum(len(l.passed) for l in lessons)} of {sum(len(l.passed) + len(l.open) for l in lessons)} exercises passed",
-                 title_justify="left")
+    rows = exercises.progress(work)
+    if not rows: raise CourseError("There are no exercises here: `mlcourse start 1` copies week 1.")
+    passed, left = (sum(len(getattr(row, kind)) for row in rows) for kind in ("passed", "open"))
+    grid = Table(title=f"{passed} of {passed + left} exercises passed", title_justify="left")
     for name in ("lesson", "passed", "to do"): grid.add_column(name, overflow="fold")
-    for l in lessons: grid.add_row(l.lesson, f"{len(l.passed)} of {len(l.passed) + len(l.open)}", ", ".join(l.open))
+    for row in rows: grid.add_row(*str(row).split(": "), ", ".join(row.open))
     console().print(grid, markup=False)
 
-# %% ../nbs/lib/09_cli.ipynb #4f3f1ec9
-@app.command()
-def docs(run_dir:Annotated[str, typer.Option(help="The folder of a run, with report.json.")]="_run/tiny",
-         out:Annotated[str, typer.Option(help="Where the site goes.")]="_docs"):
+@command("docs")
+def docs(run_dir:str="_run/tiny",   # the folder of a run, with report.json
+         out:str="_docs",           # where the site goes
+        ) -> None:
     "Make the site of a run."
-    from mlcourse import site
-    site.build(run_dir, out)
-
-# %% ../nbs/lib/09_cli.ipynb #8adede66
-def save_traceback(e:BaseException) -> Path:
-    "Write the traceback to the log folder, or where that cannot be written to the temporary one."
-    import platformdirs
-    name, text = f"error-{datetime.now():%Y%m%d-%H%M%S}.txt", "".join(traceback.format_exception(e))
-    for folder in (platformdirs.user_log_path("mlcourse"), Path(tempfile.gettempdir())):
-        try: folder.mkdir(parents=True, exist_ok=True); (folder/name).write_text(text, encoding="utf-8")
-        except OSError: continue
-        return folder/name
-    return Path(os.devnull)
+    from mlcourse.site import build
+    build(run_dir, out)
 
 # %% ../nbs/lib/09_cli.ipynb #c14c3a9b
-def explain(e:Exception) -> int:   # exit code
-    "Say what went wrong, in a sentence."
-    if os.environ.get("MLCOURSE_DEBUG"): traceback.print_exception(e)
-    if hasattr(e, "format_message"):   # click's, whose home differs between typer's versions
-        where = getattr(getattr(e, "ctx", None), "command_path", "mlcourse")
-        text = e.format_message()
-        if text: say(f"{text if text.endswith(('.', '?')) else text + '.'} See `{where} --help`.")   # no words: the help was shown instead
-        return e.exit_code
-    if isinstance(e, BrokenPipeError):   # the reader went away, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    if hasattr(e, "exit_code") or type(e).__module__.partition(".")[0] == "mlcourse": say(str(e))
-    elif isinstance(e, OSError) and e.strerror: say(f"{e.strerror}: {e.filename}." if e.filename else f"{e.strerror}.")
-    else: say(f"Something went wrong that should not have ({type(e).__name__}: {e}). The details are in {save_traceback(e)}; "
-              "please send them with your report. MLCOURSE_DEBUG=1 shows them.")
-    return getattr(e, "exit_code", 1)
+def wrong_option(e:Exception) -> int:   # exit code
+    "Say what the command line could not be, in a sentence."
+    where = getattr(getattr(e, "ctx", None), "command_path", "mlcourse")
+    text = e.format_message()   # no words: the help was shown instead
+    if not text.endswith((".", "?")): text += "."
+    if text != ".": typer.echo(f"{text} See `{where} --help`.", err=True)
+    return e.exit_code
 
 # %% ../nbs/lib/09_cli.ipynb #e21b131b
-def main(argv:list[str]|None=None,   # the words behind `mlcourse`; those of the command line when None
-        ) -> int:                    # exit code: 0 done, 1 something failed, 2 bad usage
+def main(argv:list[str]|None=None) -> int:   # exit code: 0 done, 1 something failed, 2 bad usage
     "The `mlcourse` command."
     try: code = app(args=argv, prog_name="mlcourse", standalone_mode=False)
     except typer.Abort: code = 130
-    except Exception as e: code = explain(e)
+    except Exception as e:   # click's errors have another home in every version of typer
+        code = wrong_option(e) if hasattr(e, "format_message") else explain(e)
     return code if isinstance(code, int) else 0
 
-# %% ../nbs/lib/09_cli.ipynb #d61b8a37
 if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())   # python -m mlcourse.cli

@@ -4,8 +4,9 @@
 
 # %% ../nbs/lib/02_course.ipynb #5bcd16a5
 from __future__ import annotations
-import json, re, warnings
+import ast, json, re, warnings
 from configparser import ConfigParser
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path, PurePath
@@ -13,7 +14,7 @@ from .files import CourseError, UsageError
 
 # %% auto #0
 __all__ = ['PARTS', 'MACHINERY', 'reading_order', 'find_course', 'course_root', 'settings', 'course_key', 'find_notebooks',
-           'read_notebook', 'read_cells', 'Lesson', 'directive', 'read_lesson', 'lessons']
+           'read_notebook', 'read_cells', 'code_tree', 'Lesson', 'directive', 'read_lesson', 'lessons', 'command']
 
 # %% ../nbs/lib/02_course.ipynb #ead1042c
 PARTS = {   # folder of `nbs/`, in the order of imports and of running: its title
@@ -37,15 +38,17 @@ def find_course(start:str|Path|None=None,  # where to begin; the current folder 
                ) -> Path|None:             # None when there is no course here
     "The nearest folder, at or above `start`, that holds `settings.ini` and `nbs/`."
     here = Path(start or ".").resolve()
-    return next((p for p in (here, *here.parents) if (p/"settings.ini").is_file() and (p/"nbs").is_dir()), None)
+    return next((p for p in (here, *here.parents)
+                 if (p/"settings.ini").is_file() and (p/"nbs").is_dir()), None)
 
 def course_root(start:str|Path|None=None,  # where to begin; the current folder when None
-               ) -> Path:                  # that of `find_course`, else the checkout that this package lies in
-    "The checkout of the course. Raises `CourseError`, with the address to clone from, when there is none."
+               ) -> Path:                  # as `find_course`, else the checkout of this package
+    "The checkout of the course. Raises `CourseError`, with the address to clone from."
     found = find_course(start) or find_course(Path(find_spec("mlcourse").origin).parent)
     if found: return found
     from mlcourse._modidx import d
-    raise CourseError(f"The course's notebooks are not here. Get them with `git clone {d['settings']['git_url']}` "
+    clone = f"git clone {d['settings']['git_url']}"
+    raise CourseError(f"The course's notebooks are not here. Get them with `{clone}` "
                       "and run this command in that folder.")
 
 def settings(root:Path|None=None,   # the checkout; found when None
@@ -56,7 +59,8 @@ def settings(root:Path|None=None,   # the checkout; found when None
     return dict(ini["DEFAULT"])
 
 # %% ../nbs/lib/02_course.ipynb #2a4cbae4
-def course_key(rel:PurePath) -> tuple:   # sorts paths that are relative to the course, to `nbs/` or to `work/`
+def course_key(rel:PurePath,   # relative to the course, to `nbs/` or to `work/`
+              ) -> tuple:      # to sort by
     "The place of a notebook in the course."
     parts, order = rel.with_suffix("").parts, ("index", *PARTS)
     if parts[0] in ("nbs", "work") and len(parts) > 1: parts = parts[1:]
@@ -65,8 +69,8 @@ def course_key(rel:PurePath) -> tuple:   # sorts paths that are relative to the 
 def find_notebooks(root:str|Path) -> list[Path]:  # the course, or any folder
     "The notebooks under `root` in course order; of a whole course only those in `nbs/`."
     base = Path(root)/"nbs" if (Path(root)/"nbs").is_dir() else Path(root)
-    found = [p.relative_to(base) for p in base.rglob("*.ipynb")]
-    return [base/p for p in sorted(found, key=course_key) if not any(part[0] in "._" for part in p.parts)]
+    found = sorted((p.relative_to(base) for p in base.rglob("*.ipynb")), key=course_key)
+    return [base/p for p in found if not any(part[0] in "._" for part in p.parts)]
 
 # %% ../nbs/lib/02_course.ipynb #15953bda
 def read_notebook(path:str|Path) -> dict:  # a `NotebookNode`, every cell with an id
@@ -84,11 +88,17 @@ def read_notebook(path:str|Path) -> dict:  # a `NotebookNode`, every cell with a
 
 def read_cells(path:str|Path,     # an .ipynb file
               ) -> list[dict]:    # its cells, each `source` one string
-    "The cells of a notebook, quickly and without checks. Raises `UsageError` when the file is not one."
+    "The cells of a notebook, quickly and unchecked. Raises `UsageError` when the file is not one."
     try: cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
         raise UsageError(f"{path} is not a notebook that can be read: {e}") from e
     return [{**c, "source": "".join(c["source"])} for c in cells]
+
+# %% ../nbs/lib/02_course.ipynb #4b23a5fb
+def code_tree(source:str) -> ast.Module|None:   # None when it is not Python
+    "A code cell, parsed and not run."
+    for text in (source, re.sub(r"^([ \t]*)[%!].*$", r"\1pass", source, flags=re.M)):
+        with suppress(SyntaxError): return ast.parse(text)
 
 # %% ../nbs/lib/02_course.ipynb #5b5186c0
 @dataclass(frozen=True)
@@ -122,12 +132,22 @@ def read_lesson(path:Path,   # a notebook
     def first(pattern):
         found = (re.search(pattern, c, re.M) for c in cells)
         return next((m[1].strip() for m in found if m), "")
-    return Lesson(path.relative_to(nbs), first(r"^# (.+)$") or path.stem, first(r"^> (.+)$"), first(r"^#\| default_exp (\S+)"))
+    title, promise, module = map(first, (r"^# (.+)$", r"^> (.+)$", r"^#\| default_exp (\S+)"))
+    return Lesson(path.relative_to(nbs), title or path.stem, promise, module)
 
 # %% ../nbs/lib/02_course.ipynb #d8e205a7
 def lessons(root:Path|None=None,  # the checkout; found when None
            ) -> list[Lesson]:     # the front page first, then week by week, the machinery last
     "Every notebook of the course in reading order."
     nbs = (root or course_root())/"nbs"
-    paths = [nbs/"index.ipynb", *(p for part in reading_order() for p in sorted((nbs/part).glob("[!_.]*.ipynb")))]
+    paths = [nbs/"index.ipynb"]
+    for part in reading_order(): paths += sorted((nbs/part).glob("[!_.]*.ipynb"))
     return [read_lesson(p, nbs) for p in paths if p.exists()]
+
+# %% ../nbs/lib/02_course.ipynb #b07f4b68
+def command(path:str):   # what one types behind `mlcourse`; two words are a command in a group
+    "Mark a function as a command: its comments become the help, what it returns the exit code."
+    def mark(fn):
+        fn.command = path
+        return fn
+    return mark

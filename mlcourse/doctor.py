@@ -6,20 +6,20 @@
 from __future__ import annotations
 import contextlib, json, os, platform, re, shutil, subprocess, sys, threading, time
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
-
+from .assets import http_client
+from .course import command
+from .files import CourseError, cache_dir
 from .tier import MIN_MIB, WSL_SMI, Card, Choice, find_cards, resolve
 
 # %% auto #0
-__all__ = ['MARK', 'WITNESSES', 'CHECKS', 'INSTALL', 'GPU_DISK_GIB', 'MIN_DRIVER', 'MODELS', 'NF4_BITS', 'OVERHEAD_GIB', 'STYLES',
-           'Reply', 'ask', 'stop_tree', 'later', 'torch_facts', 'bitsandbytes_facts', 'flash_facts', 'testify',
-           'ask_torch', 'ask_driver', 'ask_hub', 'Facts', 'python_min', 'free_gib', 'download_folders', 'nvidia_on_bus',
-           'probe', 'Finding', 'check', 'judge', 'check_python', 'check_system', 'check_memory', 'check_disk', 'major',
-           'check_driver', 'check_card', 'check_capability', 'check_torch', 'torch_has_card', 'check_cuda',
-           'check_bitsandbytes', 'check_attention', 'check_build_tools', 'check_hub', 'check_programs', 'Model',
-           'model', 'need_gib', 'fits', 'usable_tier', 'report', 'examine', 'render', 'main', 'as_json',
-           'median_seconds']
+__all__ = ['MARK', 'WITNESSES', 'CHECKS', 'INSTALL', 'MIN_DRIVER', 'MODELS', 'NF4_BITS', 'STYLES', 'Reply', 'ask', 'stop_tree',
+           'later', 'torch_facts', 'bitsandbytes_facts', 'flash_facts', 'testify', 'ask_torch', 'ask_driver', 'ask_hub',
+           'Facts', 'free_gib', 'download_folders', 'nvidia_on_bus', 'probe', 'Finding', 'check', 'judge',
+           'check_python', 'check_system', 'check_memory', 'check_disk', 'major', 'check_driver', 'check_card',
+           'check_capability', 'check_torch', 'check_cuda', 'check_bitsandbytes', 'check_attention',
+           'check_build_tools', 'check_hub', 'check_programs', 'Model', 'model', 'need_gib', 'fits', 'usable_tier',
+           'report', 'render', 'main']
 
 # %% ../nbs/week1/01_environment.ipynb #d731bbc8
 @dataclass(frozen=True)
@@ -35,14 +35,16 @@ class Reply:
         "How it ended, in words."
         if self.code is None: return f"gave no answer within {self.seconds:.0f} s"
         if self.code < 0: return f"was killed by signal {-self.code}"
-        return (self.err.strip() or self.out.strip() or f"ended with status {self.code}").splitlines()[-1][:300]
+        said = self.err.strip() or self.out.strip() or f"ended with status {self.code}"
+        return said.splitlines()[-1][:300]
 
 def ask(command:list[str],    # program and arguments
         timeout:float=10,     # seconds after which it is stopped, its children too
        ) -> Reply:            # always; a program that cannot be started answers with code 127
     "Run a program and come back in time, whatever it does."
     start = time.monotonic()
-    try: p = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace")
+    pipes = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try: p = subprocess.Popen(command, **pipes, text=True, errors="replace")
     except OSError as e: return Reply(127, "", str(e), 0)
     try: out, err = p.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -52,101 +54,108 @@ def ask(command:list[str],    # program and arguments
         return Reply(None, out, err, timeout)
     return Reply(p.returncode, out, err, time.monotonic() - start)
 
-def stop_tree(pid:int): # process to end, with everything that it started
-    "Kill a process and its children."
+def stop_tree(pid:int):
+    "Kill a process and all that it started."
     import psutil
     with contextlib.suppress(psutil.NoSuchProcess):
         parent = psutil.Process(pid)
         for p in [*parent.children(recursive=True), parent]:
             with contextlib.suppress(psutil.NoSuchProcess): p.kill()
 
-def later(question,     # a function without arguments
-          late          # its answer, should it not come in time
-         ):             # a function that waits so many seconds for the answer
+def later(question, late): # a function that waits so many seconds for the answer, else says `late`
     "Ask a question in a thread of its own, which never keeps the program from ending."
     box = [late]
-    def work(): box[0] = question()
-    thread = threading.Thread(target=work, daemon=True)
+    thread = threading.Thread(target=lambda: box.append(question()), daemon=True)
     thread.start()
     def wait(seconds):
         thread.join(seconds)
-        return box[0]
+        return box[-1]
     return wait
 
 # %% ../nbs/week1/01_environment.ipynb #74239290
 MARK = "mlcourse-doctor "   # lines of the child that begin with it carry facts
 
-def torch_facts() -> dict:   # version, cuda (of the build), available, why (not), and the card's abilities
+def torch_facts() -> dict:   # version, cuda (of the build), available, why (not), what it can do
     "What torch says of itself and of the card. Imports torch."
     import torch
-    said = dict(version=torch.__version__, cuda=torch.version.cuda, threads=torch.get_num_threads(), available=False, why="",
-                product=float((torch.ones(8, 8) @ torch.ones(8, 8)).sum()))
+    def product(device): # 512, if it can calculate
+        x = torch.ones(8, 8, device=device)
+        return float((x @ x).sum())
+    said = dict(version=torch.__version__, cuda=torch.version.cuda, available=False, why="",
+                product=product("cpu"))
     try:
         torch.cuda.init()
-        x = torch.ones(8, 8, device="cuda")
-        said.update(product=float((x @ x).sum()), capability=list(torch.cuda.get_device_capability()),
-                    bf16=torch.cuda.is_bf16_supported(including_emulation=False), available=True)
+        said.update(product=product("cuda"), capability=list(torch.cuda.get_device_capability()),
+                    available=True)
     except (RuntimeError, AssertionError) as e: said["why"] = str(e).strip().splitlines()[0]
     return said
 
-def bitsandbytes_facts() -> dict:   # version, device, bits a number (with double quantization too), relative error
+def bitsandbytes_facts() -> dict:   # version, device, bits a number (also doubly quantized), error
     "A 4-bit NF4 round trip on the best device. Imports bitsandbytes."
     import bitsandbytes, torch
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
     device = "cuda" if torch.cuda.is_available() else "cpu"
     x = torch.randn(64, 1024, generator=torch.Generator().manual_seed(0)).to(device)
     def round_trip(double):
-        q, state = bitsandbytes.functional.quantize_4bit(x, quant_type="nf4", compress_statistics=double)
+        q, state = quantize_4bit(x, quant_type="nf4", compress_statistics=double)
         kept = [q, state.absmax] + ([state.state2.absmax] if double else [])
-        error = bitsandbytes.functional.dequantize_4bit(q, state) - x
-        return 8 * sum(t.nbytes for t in kept) / x.numel(), float(error.square().mean().sqrt() / x.square().mean().sqrt())
+        error = (dequantize_4bit(q, state) - x).square().mean() / x.square().mean()
+        return 8 * sum(t.nbytes for t in kept) / x.numel(), float(error.sqrt())
     (bits, error), (bits_double, _) = round_trip(False), round_trip(True)
-    return dict(version=bitsandbytes.__version__, device=device, bits=bits, bits_double=bits_double, error=error)
+    version = bitsandbytes.__version__
+    return dict(version=version, device=device, bits=bits, bits_double=bits_double, error=error)
 
 def flash_facts() -> dict:   # the version
     "Is the flash-attn package there, and does it import?"
     import flash_attn
     return dict(version=flash_attn.__version__)
 
-# %% ../nbs/week1/01_environment.ipynb #7e22050d
 WITNESSES = dict(torch=torch_facts, bitsandbytes=bitsandbytes_facts, flash_attn=flash_facts)
 
 def testify():
-    "Ask every witness and print its facts, or its exception, on a line of its own. Runs in a child process."
+    "Ask every witness in turn and print its facts, or its exception, as a line. For a child."
     for name, witness in WITNESSES.items():
         try: said = witness()
-        except BaseException as e: said = dict(error=f"{type(e).__name__}: {e}".splitlines()[0][:300])
+        except BaseException as e:   # whatever a broken library throws
+            said = dict(error=f"{type(e).__name__}: {e}".splitlines()[0][:300])
         print("\n" + MARK + json.dumps({name: said}), flush=True)
 
-def ask_torch(timeout:float=120) -> dict[str,dict]:   # by witness; `error` says why one has nothing to say
+def ask_torch(timeout:float=120) -> dict[str,dict]:   # by witness; `error` says why not
     "The view of torch and of the libraries on it, taken in a child process."
     reply = ask([sys.executable, "-c", "from mlcourse.doctor import testify; testify()"], timeout)
     lines = [line.removeprefix(MARK) for line in reply.out.splitlines() if line.startswith(MARK)]
     said = {name: facts for line in lines for name, facts in json.loads(line).items()}
     silent = [name for name in WITNESSES if name not in said]
-    return said | {name: dict(error=f"importing it {reply.end}" if name == silent[0] else f"not asked: {silent[0]} came first")
-                   for name in silent}
+    for name in silent: said[name] = dict(error=f"not asked: {silent[0]} came first")
+    if silent: said[silent[0]] = dict(error=f"importing it {reply.end}")
+    return said
 
 # %% ../nbs/week1/01_environment.ipynb #f623285d
-def ask_driver() -> dict:   # smi (its path), cards, capability, users of the card's memory, error
+def ask_driver() -> dict:   # of `Facts`: smi, cards, smi_error, capability, users
     "What `nvidia-smi` says."
     smi = shutil.which("nvidia-smi") or (WSL_SMI if os.path.exists(WSL_SMI) else None)
-    if smi is None: return dict(smi=None, cards=[])
+    if smi is None: return {}
     def query(what): return ask([smi, f"--query-{what}", "--format=csv,noheader,nounits"], 10).out
     cards = find_cards(smi)
-    if not cards: return dict(smi=smi, cards=[], error=ask([smi, "-L"], 10).end)
+    if not cards: return dict(smi=smi, smi_error=ask([smi, "-L"], 10).end)
     caps = re.findall(r"^\s*(\d+)\.(\d+)\s*$", query("gpu=compute_cap"), re.M)
     users = re.findall(r"^(.+), (\d+)\s*$", query("compute-apps=process_name,used_memory"), re.M)
     return dict(smi=smi, cards=cards, capability=[int(n) for n in caps[0]] if caps else None,
                 users={name.split("/")[-1]: int(mib) for name, mib in users})
 
-def ask_hub(timeout:float=3) -> dict:   # endpoint, and state: `reachable`, `offline` or what went wrong
+def ask_hub(timeout:float=3) -> dict:   # endpoint; state: reachable, offline or what went wrong
     "Is the model hub within reach?"
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"): return dict(endpoint=endpoint, state="offline")
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return dict(endpoint=endpoint, state="offline")
     import httpx
-    try: status = httpx.head(endpoint, timeout=timeout).status_code
-    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as e: return dict(endpoint=endpoint, state=f"{type(e).__name__}: {e}"[:200])
-    return dict(endpoint=endpoint, state="reachable" if status < 400 else f"it answered {status}")
+    try:
+        with http_client(endpoint, timeout) as client: status = client.head(endpoint).status_code
+        state = "reachable" if status < 400 else f"it answered {status}"
+    except CourseError as e: state = str(e)
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as e:
+        state = f"{type(e).__name__}: {e}"[:200]
+    return dict(endpoint=endpoint, state=state)
 
 # %% ../nbs/week1/01_environment.ipynb #91997191
 @dataclass(frozen=True)
@@ -159,76 +168,70 @@ class Facts:
     cores: int = 8                                 # processor cores that this process may use
     ram_gib: float = 16.0                          # memory, GiB
     ram_free_gib: float = 10.0                     # memory available now, GiB
-    disks: dict = field(default_factory=lambda: {"~/.cache": 200.0})   # free GiB where downloads go, by folder
-    smi: str | None = None                         # path of nvidia-smi
+    disks: dict = field(default_factory=lambda: {"~/.cache": 200.0})   # free GiB for downloads
+    smi: str = ""                                  # path of nvidia-smi
     smi_error: str = ""                            # what it said instead of listing cards
     cards: list[Card] = field(default_factory=list)   # the driver's cards
-    capability: list[int] | None = None            # compute capability of the first card, such as [8, 9]
+    capability: list[int] | None = None            # of the first card, such as [8, 9]
     users: dict = field(default_factory=dict)      # MiB of the card taken, by program
     nvidia_on_bus: bool = False                    # an NVIDIA display device is on the PCI bus
     visible: str | None = None                     # CUDA_VISIBLE_DEVICES
-    torch: dict = field(default_factory=lambda: dict(version="2.15.0+cu132", cuda="13.2", available=False, product=512.0, why="no driver"))
-    bitsandbytes: dict = field(default_factory=lambda: dict(version="0.50.2", device="cpu", bits=4.5, bits_double=4.13, error=0.092))
-    flash_attn: dict = field(default_factory=lambda: dict(error="ModuleNotFoundError: No module named 'flash_attn'"))
-    nvcc: str | None = None                        # its path
-    ninja: str | None = None                       # its path
-    hub: dict = field(default_factory=lambda: dict(endpoint="https://huggingface.co", state="reachable"))
-    ollama: str | None = None                      # its path
-    ffmpeg: str | None = None                      # its path
+    torch: dict = field(default_factory=lambda: dict(
+        version="2.15.0+cu132", cuda="13.2", available=False, product=512.0, why="no driver"))
+    bitsandbytes: dict = field(default_factory=lambda: dict(
+        version="0.50.2", device="cpu", bits=4.5, bits_double=4.13, error=0.092))
+    flash_attn: dict = field(default_factory=lambda: dict(
+        error="ModuleNotFoundError: No module named 'flash_attn'"))
+    hub: dict = field(default_factory=lambda: dict(
+        endpoint="https://huggingface.co", state="reachable"))
+    programs: tuple[str, ...] = ()                 # of those that some lessons can use
 
     @property
-    def wsl(self) -> bool:   # seen by the name of the kernel
-        "Is this WSL2?"
-        return "microsoft" in self.kernel.lower()
-
+    def wsl(self) -> bool: return "microsoft" in self.kernel.lower()
     @property
-    def card(self) -> Card | None:   # the one with the most memory
-        "The card that the course would use."
+    def card(self) -> Card | None:   # the one with the most memory: the course would use it
         return max(self.cards, key=lambda c: c.total_mib, default=None)
-
-# %% ../nbs/week1/01_environment.ipynb #04d7332a
-def python_min() -> tuple[int, int]:   # such as (3, 11)
-    "The oldest Python that this installation of the course accepts."
-    try: wanted = metadata.metadata("mlcourse").get("Requires-Python") or ""
-    except metadata.PackageNotFoundError: wanted = ""
-    found = re.search(r">=\s*(\d+)\.(\d+)", wanted)
-    return (int(found[1]), int(found[2])) if found else Facts.python_min
+    @property
+    def torch_has_card(self) -> bool: return bool(self.torch.get("available"))   # calculated there
 
 def free_gib(folder:Path) -> float:   # GiB; nothing where it cannot be written
     "Free space where `folder` is, or would be made."
     folder = folder.absolute()
     while not folder.exists() and folder != folder.parent: folder = folder.parent
-    return shutil.disk_usage(folder).free / 2**30 if folder.is_dir() and os.access(folder, os.W_OK) else 0.0
+    if not (folder.is_dir() and os.access(folder, os.W_OK)): return 0.0
+    return shutil.disk_usage(folder).free / 2**30
 
 def download_folders() -> list[Path]:   # the course's cache, and that of the hub's client
     "Where downloads go."
-    from mlcourse.assets import AssetError
-    from mlcourse.files import cache_dir
+    said = os.environ.get
     try: ours = cache_dir()
-    except AssetError: ours = os.environ.get("MLCOURSE_CACHE") or "~/.cache"   # it cannot be made, which the check will say
-    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")/"huggingface"
-    return [Path(p).expanduser() for p in (ours, os.environ.get("HF_HUB_CACHE") or Path(home)/"hub")]
+    except CourseError: ours = said("MLCOURSE_CACHE") or "~/.cache"   # the check will say so
+    home = said("HF_HOME") or Path(said("XDG_CACHE_HOME") or "~/.cache")/"huggingface"
+    return [Path(p).expanduser() for p in (ours, said("HF_HUB_CACHE") or Path(home)/"hub")]
 
-def nvidia_on_bus() -> bool:   # always False where there is no PCI bus to read
-    "Is there an NVIDIA display device, whether or not a driver runs it?"
+def nvidia_on_bus() -> bool:
+    "Is there an NVIDIA display device on the PCI bus, whether or not a driver runs it?"
     for vendor in Path("/sys/bus/pci/devices").glob("*/vendor"):
         with contextlib.suppress(OSError):
-            if vendor.read_text().strip() == "0x10de" and (vendor.parent/"class").read_text().startswith("0x03"): return True
+            kind = (vendor.parent/"class").read_text()
+            if vendor.read_text().strip() == "0x10de" and kind.startswith("0x03"): return True
     return False
 
 def probe(timeout:float=120,  # seconds that torch and bitsandbytes get to answer
          ) -> Facts:          # unjudged
     "Look at this machine. Never imports torch, and never takes much longer than `timeout`."
     import psutil
-    driver, hub = later(ask_driver, dict(smi="nvidia-smi", cards=[], error="gave no answer")), later(ask_hub, dict(endpoint="the hub", state="no answer"))
+    driver = later(ask_driver, dict(smi="nvidia-smi", smi_error="gave no answer"))
+    hub = later(ask_hub, dict(endpoint="the hub", state="no answer"))
     said, gpu, memory = ask_torch(timeout), driver(30), psutil.virtual_memory()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Facts(python=sys.version_info[:2], python_min=python_min(), system=platform.system(), kernel=platform.release(), cores=cores,
-                 ram_gib=memory.total / 2**30, ram_free_gib=memory.available / 2**30,
-                 disks={str(d): free_gib(d) for d in download_folders()},
-                 smi=gpu["smi"], smi_error=gpu.get("error", ""), cards=gpu["cards"], capability=gpu.get("capability"), users=gpu.get("users", {}),
-                 nvidia_on_bus=nvidia_on_bus(), visible=os.environ.get("CUDA_VISIBLE_DEVICES"), **said,
-                 nvcc=shutil.which("nvcc"), ninja=shutil.which("ninja"), hub=hub(5), ollama=shutil.which("ollama"), ffmpeg=shutil.which("ffmpeg"))
+    cores = os.cpu_count()
+    if hasattr(os, "sched_getaffinity"): cores = len(os.sched_getaffinity(0))
+    return Facts(python=sys.version_info[:2], system=platform.system(), kernel=platform.release(),
+                 cores=cores, ram_gib=memory.total / 2**30, ram_free_gib=memory.available / 2**30,
+                 disks={str(d): free_gib(d) for d in download_folders()}, **gpu, **said,
+                 nvidia_on_bus=nvidia_on_bus(), visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
+                 programs=tuple(filter(shutil.which, ("nvcc", "ninja", "ollama", "ffmpeg"))),
+                 hub=hub(5))
 
 # %% ../nbs/week1/01_environment.ipynb #f749b106
 @dataclass(frozen=True)
@@ -252,34 +255,40 @@ def judge(facts:Facts) -> list[Finding]:   # in the order of the round
     return [found for fn in CHECKS if (found := fn(facts)) is not None]
 
 # %% ../nbs/week1/01_environment.ipynb #04df2160
-INSTALL = "Run `uv sync --locked --extra all` in the course's folder, or `pip install 'mlcourse[all]'`."
-GPU_DISK_GIB = 60   # an estimate of all downloads of tier 12gb
-
+INSTALL = ("Run `uv sync --locked --extra all` in the course's folder, "
+           "or `pip install 'mlcourse[all]'`.")
 @check
 def check_python(f:Facts) -> Finding:
     "Is Python new enough?"
     saw, need = ".".join(map(str, f.python)), ".".join(map(str, f.python_min))
     if f.python >= f.python_min: return Finding("Python", "ok", saw)
-    return Finding("Python", "fault", f"{saw}, and the course needs {need}", f"Run `uv python install {need}`, then `uv sync --locked`.", vital=True)
+    return Finding("Python", "fault", f"{saw}, and the course needs {need}",
+                   f"Run `uv python install {need}`, then `uv sync --locked`.", vital=True)
 
 @check
 def check_system(f:Facts) -> Finding:
     "Linux and WSL2 are what the course is tested on."
-    if f.wsl: return Finding("system", "ok", f"WSL2, kernel {f.kernel}", "The driver belongs in Windows: never install a Linux driver in here.")
+    if f.wsl: return Finding("system", "ok", f"WSL2, kernel {f.kernel}",
+                             "The driver belongs in Windows: never install a Linux driver in here.")
     if f.system == "Linux": return Finding("system", "ok", f"Linux {f.kernel}")
-    more = "Install WSL2: `wsl --install -d Ubuntu-24.04` in PowerShell." if f.system == "Windows" else "Use a Linux machine for the GPU tiers."
-    return Finding("system", "warning", f"{f.system} {f.kernel}; the course is tested on Linux and WSL2 only", more)
+    more = "Use a Linux machine for the GPU tiers."
+    if f.system == "Windows": more = "Install WSL2: `wsl --install -d Ubuntu-24.04` in PowerShell."
+    saw = f"{f.system} {f.kernel}; the course is tested on Linux and WSL2 only"
+    return Finding("system", "warning", saw, more)
 
 @check
 def check_memory(f:Facts) -> Finding:
     "Enough RAM for a small model, or for staging a large one?"
     saw = f"{f.ram_gib:.1f} GiB, {f.ram_free_gib:.1f} of it free; {f.cores} cores"
-    more = "Raise `memory=` below `[wsl2]` in .wslconfig, then `wsl --shutdown`." if f.wsl else "Close other programs, or add swap."
-    if f.ram_gib < 3.5: return Finding("memory", "fault", f"{saw}; tier tiny needs 4 GiB", more, vital=True)
+    more = "Close other programs, or add swap."
+    if f.wsl: more = "Raise `memory=` below `[wsl2]` in .wslconfig, then `wsl --shutdown`."
+    if f.ram_gib < 3.5:
+        return Finding("memory", "fault", f"{saw}; tier tiny needs 4 GiB", more, vital=True)
     need = 15 if f.cards else 7
-    if f.ram_gib < need: return Finding("memory", "warning", f"{saw}; {need + 1} GiB are comfortable here", more)
-    if f.ram_free_gib < 2: return Finding("memory", "warning", f"{saw}: other programs hold almost all of it", "Close what you do not need.")
-    return Finding("memory", "ok", saw)
+    if f.ram_gib < need: saw += f"; {need + 1} GiB are comfortable here"
+    elif f.ram_free_gib < 2: saw += ": other programs hold almost all of it"
+    else: return Finding("memory", "ok", saw)
+    return Finding("memory", "warning", saw, more)
 
 @check
 def check_disk(f:Facts) -> Finding:
@@ -288,12 +297,13 @@ def check_disk(f:Facts) -> Finding:
     saw = f"{free:.0f} GiB free in {folder}" if free else f"{folder} cannot be written"
     more = "Free some space, or point MLCOURSE_CACHE and HF_HOME to a larger disk of yours."
     if free < 1: return Finding("disk", "fault", saw, more, vital=True)
-    need = GPU_DISK_GIB if f.cards else 5
-    if free < need: return Finding("disk", "warning", f"{saw}; all downloads together need about {need}", more)
+    need = 60 if f.cards else 5   # estimates
+    if free < need:
+        return Finding("disk", "warning", f"{saw}; all downloads together need about {need}", more)
     return Finding("disk", "ok", saw)
 
 # %% ../nbs/week1/01_environment.ipynb #5e2277f0
-MIN_DRIVER = {13: 580, 12: 525, 11: 450}   # oldest driver for each CUDA generation (NVIDIA, CUDA compatibility, 2026)
+MIN_DRIVER = {13: 580, 12: 525, 11: 450}   # oldest for each CUDA (NVIDIA's compatibility, 2026)
 
 def major(version:str|None) -> int:   # 0 when there is none
     "The first number of a version."
@@ -303,19 +313,26 @@ def major(version:str|None) -> int:   # 0 when there is none
 @check
 def check_driver(f:Facts) -> Finding:
     "Is there a driver, does it answer, and is it new enough for torch?"
-    how = ("Install the newest NVIDIA driver in Windows (not in WSL2), then run `wsl --shutdown` in PowerShell." if f.wsl else
-           "Install your distribution's newest driver (Ubuntu: `sudo ubuntu-drivers install`) and restart.")
+    def finding(status, saw, remedy=""): return Finding("driver", status, saw, remedy)
+    how = "Install your system's newest driver (Ubuntu: `sudo ubuntu-drivers install`) and restart."
+    if f.wsl: how = "Install the newest NVIDIA driver in Windows (not here), then `wsl --shutdown`."
     if f.card:
-        cuda = f.torch.get("cuda")
+        has, cuda = f.card.driver, f.torch.get("cuda")
         need = MIN_DRIVER.get(major(cuda), 0)
-        if major(f.card.driver) >= need: return Finding("driver", "ok", f.card.driver + (f"; torch's CUDA {cuda} needs {need}" if need else ""))
-        return Finding("driver", "fault", f"{f.card.driver} is too old: torch brings CUDA {cuda}, which needs {need} or newer",
-                       f"{how} Or install a torch built for CUDA 12 (pytorch.org lists them).")
-    if f.smi: return Finding("driver", "fault", f"nvidia-smi is there but lists no card: {f.smi_error}",
-                             f"After an update of the driver, restart first{' (`wsl --shutdown`)' if f.wsl else ''}. If that does not help: {how}")
-    if f.nvidia_on_bus: return Finding("driver", "fault", "an NVIDIA card is in this machine, and no driver runs it", how)
-    return Finding("driver", "warning", "no NVIDIA card: the course runs on tier tiny, with small real models on the processor",
-                   f"Nothing to mend. If this machine does have a card: {how}" if f.wsl else "Nothing to mend. Every lesson works on tier tiny.")
+        if major(has) >= need:
+            return finding("ok", has + (f"; torch's CUDA {cuda} needs {need}" if need else ""))
+        saw = f"{has} is too old: torch brings CUDA {cuda}, which needs {need} or newer"
+        return finding("fault", saw, f"{how} Or install a torch for CUDA 12 (see pytorch.org).")
+    if f.smi:
+        again = f"restart first{' (`wsl --shutdown`)' if f.wsl else ''}"
+        return finding("fault", f"nvidia-smi is there but lists no card: {f.smi_error}",
+                       f"After an update of the driver, {again}. If that does not help: {how}")
+    if f.nvidia_on_bus:
+        return finding("fault", "an NVIDIA card is in this machine, and no driver runs it", how)
+    more = "Every lesson works on tier tiny."
+    if f.wsl: more = f"If this machine does have a card: {how}"
+    saw = "no NVIDIA card: the course runs on tier tiny, with small real models on the processor"
+    return finding("warning", saw, f"Nothing to mend. {more}")
 
 # %% ../nbs/week1/01_environment.ipynb #b9514af4
 @check
@@ -324,12 +341,14 @@ def check_card(f:Facts) -> Finding|None:
     if not f.card: return None
     taken = f.card.total_mib - f.card.free_mib
     saw = f"{f.card.name}, {f.card.total_mib:,} MiB, {f.card.free_mib:,} free"
-    if f.users: saw += "; taken by " + ", ".join(f"{name} ({mib:,})" for name, mib in sorted(f.users.items(), key=lambda u: -u[1])[:3])
-    if f.card.total_mib < MIN_MIB["12gb"]:
-        return Finding("card", "warning", saw, f"Tier 12gb needs {MIN_MIB['12gb']:,} MiB. Use tier tiny; it runs on this card where a lesson is able to.")
-    if taken > 1536: return Finding("card", "warning", f"{saw}: {taken:,} MiB are in use",
-                                    "Close browsers, games and other notebooks, or plug the monitor into the processor's own graphics.")
-    return Finding("card", "ok", saw)
+    largest = sorted(f.users.items(), key=lambda user: -user[1])[:3]
+    if largest: saw += "; taken by " + ", ".join(f"{name} ({mib:,})" for name, mib in largest)
+    need = MIN_MIB["12gb"]
+    if f.card.total_mib < need:
+        return Finding("card", "warning", saw, f"Tier 12gb needs {need:,} MiB. Use tier tiny.")
+    if taken <= 1536: return Finding("card", "ok", saw)
+    return Finding("card", "warning", f"{saw}: {taken:,} MiB are in use", "Close browsers, games "
+                   "and other notebooks, or plug the monitor into the processor's own graphics.")
 
 @check
 def check_capability(f:Facts) -> Finding|None:
@@ -338,69 +357,91 @@ def check_capability(f:Facts) -> Finding|None:
     if not f.card or not cap: return None
     saw = f"compute capability {cap[0]}.{cap[1]}"
     if cap >= [8, 0]: return Finding("arithmetic", "ok", f"{saw}: bf16 and TF32")
-    if cap >= [7, 5]: return Finding("arithmetic", "warning", f"{saw}: fp16 only, no bf16", "Where a lesson sets bf16=True use fp16=True, and watch for overflow.")
-    return Finding("arithmetic", "warning", f"{saw}: older than CUDA 13 supports", "Install a torch built for CUDA 12, or use tier tiny on the processor.")
+    if cap >= [7, 5]:
+        return Finding("arithmetic", "warning", f"{saw}: fp16 only, no bf16",
+                       "Where a lesson sets bf16=True use fp16=True, and watch for overflow.")
+    return Finding("arithmetic", "warning", f"{saw}: older than CUDA 13 supports",
+                   "Install a torch built for CUDA 12, or use tier tiny on the processor.")
 
 # %% ../nbs/week1/01_environment.ipynb #e91f1794
 @check
 def check_torch(f:Facts) -> Finding:
     "Does torch import and calculate?"
-    if "error" in f.torch: return Finding("torch", "fault", f"torch does not work: {f.torch['error']}", f"{INSTALL} If it stays broken, delete .venv first.", vital=True)
-    if f.torch.get("product") != 512: return Finding("torch", "fault", f"torch {f.torch.get('version')} calculates wrongly", f"Delete .venv. {INSTALL}", vital=True)
-    return Finding("torch", "ok", f"{f.torch['version']}, " + (f"built for CUDA {f.torch['cuda']}" if f.torch.get("cuda") else "a build for the processor only"))
-
-def torch_has_card(f:Facts) -> bool:   # it has really calculated there
-    "Can torch use the card?"
-    return bool(f.torch.get("available"))
+    def broken(saw, more): return Finding("torch", "fault", saw, more, vital=True)
+    if "error" in f.torch:
+        return broken(f"torch does not work: {f.torch['error']}",
+                      f"{INSTALL} If it stays broken, delete .venv first.")
+    version, cuda = f.torch["version"], f.torch["cuda"]
+    if f.torch["product"] != 512:
+        return broken(f"torch {version} calculates wrongly", f"Delete .venv. {INSTALL}")
+    built = f"built for CUDA {cuda}" if cuda else "a build for the processor only"
+    return Finding("torch", "ok", f"{version}, {built}")
 
 @check
 def check_cuda(f:Facts) -> Finding|None:
     "Does torch see the card, and if not, why?"
-    if torch_has_card(f): return Finding("torch on the card", "ok", "a matrix product ran on it")
+    def finding(status, saw, remedy=""): return Finding("torch on the card", status, saw, remedy)
+    if f.torch_has_card: return finding("ok", "a matrix product ran on it")
     if "error" in f.torch or not f.card: return None
-    wait = " Until then set MLCOURSE_TIER=tiny."
-    if not f.torch.get("cuda"): return Finding("torch on the card", "fault", f"torch {f.torch['version']} is a build for the processor only", f"Delete .venv. {INSTALL}{wait}")
-    if f.visible in ("", "-1"): return Finding("torch on the card", "fault", f"CUDA_VISIBLE_DEVICES={f.visible!r} hides the card", f"Run `unset CUDA_VISIBLE_DEVICES`.{wait}")
-    if major(f.card.driver) < MIN_DRIVER.get(major(f.torch["cuda"]), 0): return Finding("torch on the card", "fault", "the driver is too old for it", f"See the driver's line.{wait}")
-    return Finding("torch on the card", "fault", f.torch.get("why") or "torch does not say why", f"Restart the machine; if that does not help, delete .venv. {INSTALL}{wait}")
+    wait = "Until then set MLCOURSE_TIER=tiny."
+    if not f.torch.get("cuda"):
+        return finding("fault", f"torch {f.torch['version']} is a build for the processor only",
+                       f"Delete .venv. {INSTALL} {wait}")
+    if f.visible in ("", "-1"):
+        return finding("fault", f"CUDA_VISIBLE_DEVICES={f.visible!r} hides the card",
+                       f"Run `unset CUDA_VISIBLE_DEVICES`. {wait}")
+    if major(f.card.driver) < MIN_DRIVER.get(major(f.torch["cuda"]), 0):
+        return finding("fault", "the driver is too old for it", f"See the driver's line. {wait}")
+    return finding("fault", f.torch.get("why") or "torch does not say why", "Restart the machine; "
+                   f"if that does not help, delete .venv. {INSTALL} {wait}")
 
 # %% ../nbs/week1/01_environment.ipynb #0d09d8f8
 @check
 def check_bitsandbytes(f:Facts) -> Finding:
     "Do 4-bit weights survive a round trip?"
     said, more = f.bitsandbytes, f"{INSTALL} Lessons that load 4-bit models fail until then."
-    if "error" in f.torch: return Finding("bitsandbytes", "warning", "not tried, because torch does not work", "Mend torch first.")
-    if isinstance(said.get("error"), str): return Finding("bitsandbytes", "fault", said["error"], more)
-    saw = f"{said['version']} on {said['device']}: {said['bits']:.2f} bits a number, {said['error']:.1%} error"
-    return Finding("bitsandbytes", "ok", saw) if 0.05 < said["error"] < 0.15 else Finding("bitsandbytes", "fault", f"{saw}; about 9% is right", more)
+    def finding(status, saw, remedy=""): return Finding("bitsandbytes", status, saw, remedy)
+    if "error" in f.torch:
+        return finding("warning", "not tried, because torch does not work", "Mend torch first.")
+    error = said.get("error")
+    if isinstance(error, str): return finding("fault", error, more)
+    saw = (f"{said['version']} on {said['device']}: {said['bits']:.2f} bits a number, "
+           f"{error:.1%} error")
+    if 0.05 < error < 0.15: return finding("ok", saw)
+    return finding("fault", f"{saw}; about 9% is right", more)
 
 @check
 def check_attention(f:Facts) -> Finding:
     "FlashAttention, or what does its work."
-    if "version" in f.flash_attn: return Finding("attention", "ok", f"flash-attn {f.flash_attn['version']}")
-    if "No module" in f.flash_attn.get("error", "") or not f.card or "not asked" in f.flash_attn.get("error", ""):
-        return Finding("attention", "ok", "torch's SDPA (flash-attn is not installed, and not needed)")
-    return Finding("attention", "warning", f"flash-attn is installed and broken: {f.flash_attn['error']}", "Run `uv pip uninstall flash-attn`; SDPA then does its work.")
+    version, error = f.flash_attn.get("version"), f.flash_attn.get("error", "")
+    if version: return Finding("attention", "ok", f"flash-attn {version}")
+    if not f.card or "No module" in error or "not asked" in error:
+        return Finding("attention", "ok", "torch's SDPA (flash-attn is not needed)")
+    return Finding("attention", "warning", f"flash-attn is installed and broken: {error}",
+                   "Run `uv pip uninstall flash-attn`; SDPA then does its work.")
 
 @check
 def check_build_tools(f:Facts) -> Finding:
     "Only for those who compile CUDA code."
-    there = [name for name, path in (("nvcc", f.nvcc), ("ninja", f.ninja)) if path]
-    return Finding("build tools", "ok", f"{' and '.join(there) or 'none'} found; only needed to compile CUDA code such as flash-attn")
+    found = " and ".join(n for n in ("nvcc", "ninja") if n in f.programs) or "none"
+    return Finding("build tools", "ok", f"{found} found; only for CUDA code such as flash-attn")
 
 @check
 def check_hub(f:Facts) -> Finding:
     "Can models be downloaded?"
     where, state = f.hub["endpoint"], f.hub["state"]
     if state == "reachable": return Finding("model hub", "ok", f"{where} answers")
-    if state == "offline": return Finding("model hub", "warning", "HF_HUB_OFFLINE is set: nothing will be downloaded", "Tier tiny needs no network. Unset it to download models.")
-    return Finding("model hub", "warning", f"{where} is out of reach ({state})", "Tier tiny needs no network. Check the connection or proxy, or set HF_ENDPOINT to a mirror.")
+    saw = f"{where} is out of reach ({state})"
+    more = "Check the connection or proxy, or set HF_ENDPOINT to a mirror."
+    if state == "offline":
+        saw, more = "HF_HUB_OFFLINE is set: nothing will be downloaded", "Unset it to download."
+    return Finding("model hub", "warning", saw, f"Tier tiny needs no network. {more}")
 
 @check
 def check_programs(f:Facts) -> Finding:
     "Programs that some lessons can use."
-    there = [name for name, path in (("ollama", f.ollama), ("ffmpeg", f.ffmpeg)) if path]
-    return Finding("optional programs", "ok", f"{' and '.join(there) or 'none'} found; ollama and ffmpeg are welcome, and never required")
+    found = " and ".join(n for n in ("ollama", "ffmpeg") if n in f.programs) or "none"
+    return Finding("optional programs", "ok", f"{found} found; ollama and ffmpeg are optional")
 
 # %% ../nbs/week1/01_environment.ipynb #c7861b5b
 @dataclass(frozen=True)
@@ -413,7 +454,8 @@ class Model:
 
 def model(name, params, vocab, width, tied, layers, kv_heads, head_dim):
     "A `Model` from the numbers in a model's config.json."
-    return Model(name, params, vocab * width * (1 if tied else 2), 2 * layers * kv_heads * head_dim * 2)
+    tables = vocab * width * (1 if tied else 2)
+    return Model(name, params, tables, 2 * layers * kv_heads * head_dim * 2)
 
 MODELS = [
     model("SmolLM2-135M", 134.5e6, 49152, 576, True, 30, 3, 64),
@@ -426,92 +468,73 @@ MODELS = [
 ]
 
 NF4_BITS = 4.5            # 4 bits, and a 32-bit scale for every 64 numbers
-OVERHEAD_GIB = 0.75       # CUDA context and working space: a guess
-
 def need_gib(m:Model,             # the model
              bits:float,          # of a weight outside the embeddings: 16, 8 or NF4_BITS
              context:int=4096,    # tokens held in the KV cache
             ) -> dict[str,float]: # GiB by part: weights, kv_cache, overhead
     "Memory for inference by rule of thumb; the planner of the next lesson does it properly."
-    weights = (m.params - m.embed) * bits / 8 + m.embed * 2
-    return dict(weights=weights / 2**30, kv_cache=context * m.kv_bytes / 2**30, overhead=OVERHEAD_GIB)
+    weights, kv_cache = (m.params - m.embed) * bits / 8 + m.embed * 2, context * m.kv_bytes
+    return dict(weights=weights / 2**30, kv_cache=kv_cache / 2**30, overhead=0.75)   # a guess
 
 def fits(free_gib:float,       # memory of the card that is free, GiB
          context:int=4096,     # tokens
-        ) -> list[dict]:       # model, bits, need_gib, verdict: `yes`, `tight` (within 10 %) or `no`
+        ) -> list[dict]:       # model, bits, need_gib, verdict: yes, tight (within 10 %) or no
     "Which models fit, in 16 and in 4 bits."
-    rows = [(m.name, bits, sum(need_gib(m, bits, context).values())) for m in MODELS for bits in (16, NF4_BITS)]
-    return [dict(model=name, bits=bits, need_gib=round(need, 1), verdict="yes" if need <= 0.9 * free_gib else "tight" if need <= free_gib else "no")
-            for name, bits, need in rows]
+    rows = []
+    for m, bits in ((m, bits) for m in MODELS for bits in (16, NF4_BITS)):
+        need = sum(need_gib(m, bits, context).values())
+        verdict = "yes" if need <= 0.9 * free_gib else "tight" if need <= free_gib else "no"
+        rows.append(dict(model=m.name, bits=bits, need_gib=round(need, 1), verdict=verdict))
+    return rows
 
 # %% ../nbs/week1/01_environment.ipynb #e5b2ce1c
 def usable_tier(f:Facts) -> Choice:   # with the reason
     "The tier that this machine can run now."
     choice = resolve("auto", f.cards)
-    if choice.tier == "tiny" or torch_has_card(f): return choice
-    return Choice("tiny", f"{f.card.name} is there, but torch cannot use it" if f.card else f"tier {choice.tier} was asked for, but torch has no card")
+    if choice.tier == "tiny" or f.torch_has_card: return choice
+    why = f"tier {choice.tier} was asked for, but torch has no card"
+    if f.card: why = f"{f.card.name} is there, but torch cannot use it"
+    return Choice("tiny", why)
 
 def report(f:Facts) -> dict:   # runs, tier, why, findings, fits: ready for JSON
     "Everything the doctor has to say, as data."
     findings, choice = judge(f), usable_tier(f)
-    free = f.card.free_mib / 1024 if f.card and torch_has_card(f) else None
-    return dict(runs=not any(x.vital for x in findings), tier=choice.tier, why=choice.why, findings=[asdict(x) for x in findings],
-                free_gib=free, fits=fits(free) if free else [])
-
-def examine(timeout:float=120) -> list[Finding]:   # in the order of the round
-    "Look at this machine and judge it."
-    return judge(probe(timeout))
+    free = f.card.free_mib / 1024 if f.card and f.torch_has_card else None
+    return dict(runs=not any(x.vital for x in findings), tier=choice.tier, why=choice.why,
+                findings=[asdict(x) for x in findings], free_gib=free,
+                fits=fits(free) if free else [])
 
 STYLES = dict(ok=("✓ ok", "green"), warning=("! warning", "yellow"), fault=("✗ fault", "bold red"))
 
-def render(said:dict,     # a report
-           console,       # a rich console to print on
-          ) -> None:
-    "Print a report as a table for people."
+def render(said:dict, console):
+    "Print a report as a table for people, on a console of rich."
     from rich.table import Table
     from rich.text import Text
-    table = Table(title="mlcourse doctor", title_justify="left", expand=False)
-    for column in ("status", "what", "seen, and what to do"): table.add_column(column, overflow="fold")
+    table = Table(title="mlcourse doctor", title_justify="left")
+    for name in ("status", "what", "seen, and what to do"): table.add_column(name, overflow="fold")
     for x in said["findings"]:
         mark, style = STYLES[x["status"]]
-        table.add_row(Text(mark, style), x["name"], Text(x["saw"]) + (Text(f"\n→ {x['remedy']}", "cyan") if x["remedy"] else Text("")))
+        remedy = f"\n→ {x['remedy']}" if x["remedy"] else ""
+        table.add_row(Text(mark, style), x["name"], Text(x["saw"]) + Text(remedy, "cyan"))
     console.print(table)
     if said["fits"]:
-        console.print(f"In the {said['free_gib']:.1f} GiB that are free, at 4,096 tokens, by rule of thumb:")
+        console.print(f"In {said['free_gib']:.1f} GiB, at 4,096 tokens, by rule of thumb:")
         for verdict in ("yes", "tight", "no"):
-            names = [f"{r['model']} in {r['bits']:g} bits ({r['need_gib']} GiB)" for r in said["fits"] if r["verdict"] == verdict]
+            names = [f"{r['model']} in {r['bits']:g} bits ({r['need_gib']} GiB)"
+                     for r in said["fits"] if r["verdict"] == verdict]
             if names: console.print(Text(f"  {verdict}: {', '.join(names)}"))
     bad = ", ".join(x["name"] for x in said["findings"] if x["vital"])
-    console.print(Text(f"The course runs here, on tier {said['tier']}: {said['why']}." if said["runs"] else f"The course cannot run here yet. First mend: {bad}."))
+    console.print(Text(f"The course runs here, on tier {said['tier']}: {said['why']}." if not bad
+                       else f"The course cannot run here yet. First mend: {bad}."))
 
+@command("doctor")
 def main(json:bool=False,      # print the report as JSON, for programs
          timeout:float=120,    # seconds that torch and bitsandbytes get to answer
         ) -> int:              # 0, or 1 when not even tier tiny can run
-    "Examine this machine and print the report."
+    "What this machine has, what it lacks, and what fits on it."
     from rich.console import Console
-    with Console(stderr=True).status("Looking at the machine; torch takes a few seconds to answer …"):
-        said = report(probe(timeout))
-    if json: print(as_json(said))
+    wait = "Looking at the machine; torch takes a few seconds to answer …"
+    with Console(stderr=True).status(wait): said = report(probe(timeout))
+    if json: Console().print_json(data=said, highlight=False)
     else: render(said, Console())
     return 0 if said["runs"] else 1
-
-def as_json(said:dict) -> str:   # indented
-    "A report as text for programs."
-    return json.dumps(said, indent=1, ensure_ascii=False)
-
-# %% ../nbs/week1/01_environment.ipynb #c5f0ff33
-def median_seconds(fn,             # a function without arguments
-                   repeats:int=5,  # timed runs
-                   warmup:int=2,   # runs before them
-                  ) -> float:      # seconds
-    "The median time of `fn`, with warm-up, waiting for the GPU if torch uses one."
-    torch = sys.modules.get("torch")
-    sync = torch.cuda.synchronize if torch and torch.cuda.is_available() else (lambda: None)
-    times = []
-    for _ in range(warmup + repeats):
-        sync()
-        start = time.perf_counter()
-        fn()
-        sync()
-        times.append(time.perf_counter() - start)
-    return sorted(times[warmup:])[repeats // 2]

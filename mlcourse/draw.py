@@ -4,17 +4,103 @@
 
 # %% ../nbs/tools/01_draw.ipynb #3099a38a
 from __future__ import annotations
+from collections.abc import Iterable, Sequence
+
+import matplotlib.pyplot as plt
+from cycler import cycler
+from matplotlib.colors import to_rgb
+from matplotlib.offsetbox import (AnchoredOffsetbox, DrawingArea, HPacker, PaddedBox, TextArea,
+                                  VPacker)
+from matplotlib.patches import FancyArrowPatch, Rectangle
+from matplotlib.text import Text
 
 # %% auto #0
-__all__ = ['COLOURS', 'use_style']
+__all__ = ['COLOURS', 'use_style', 'box', 'row', 'column', 'matrix', 'draw']
 
 # %% ../nbs/tools/01_draw.ipynb #515684c3
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#777777")   # after Okabe and Ito
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#777777")
 
 def use_style(width:float=7, height:float=3.2,   # of a figure, inches
              ) -> None:
     "Set the course's look for every figure that follows."
-    import matplotlib.pyplot as plt
-    from cycler import cycler
-    plt.rcParams.update({"figure.figsize": (width, height), "figure.dpi": 110, "axes.spines.top": False,
-                         "axes.spines.right": False, "axes.prop_cycle": cycler(color=COLOURS)})
+    plt.rcParams.update({"figure.figsize": (width, height), "figure.dpi": 110,
+                         "axes.spines.top": False, "axes.spines.right": False,
+                         "axes.prop_cycle": cycler(color=COLOURS)})
+
+# %% ../nbs/tools/01_draw.ipynb #9caf117b
+def _readable(colour) -> str:
+    "Black or white, whichever stands out on a colour (relative luminance as in WCAG 2)."
+    light = sum(w * c**2.2 for w, c in zip((0.2126, 0.7152, 0.0722), to_rgb(colour)))
+    return "black" if light > 0.18 else "white"
+
+def _words(text, size:float=9, colour:str=COLOURS[-1]):
+    if not isinstance(text, str): return text   # a part already
+    return TextArea(text, textprops=dict(size=size, color=colour, multialignment="center"))
+
+def box(text:str, colour:str=COLOURS[0]):   # a part: an `OffsetBox` of matplotlib, like all of them
+    "Words in a box that is as large as they need."
+    frame = dict(facecolor=colour, edgecolor="none", boxstyle="round,pad=0,rounding_size=6")
+    return PaddedBox(_words(text, 10, _readable(colour)), pad=7, draw_frame=True, patch_attrs=frame)
+
+def row(*parts, gap:float=18, align:str="center"):   # points; or top, bottom
+    "Parts, or bare words, side by side."
+    return HPacker(children=[_words(p) for p in parts], align=align, pad=0, sep=gap)
+
+def column(*parts, gap:float=18, align:str="center"):   # points; or left, right
+    "Parts, or bare words, from top to bottom."
+    return VPacker(children=[_words(p) for p in parts], align=align, pad=0, sep=gap)
+
+# %% ../nbs/tools/01_draw.ipynb #bda9c5fc
+def matrix(values:Sequence[Sequence[float]],   # from 0, an empty cell, to 1, a full one
+           caption:str="",                     # below it, such as its name and its true shape
+           colour:str=COLOURS[0],
+           cell:float=18,                      # side of a cell, points
+           texts:Sequence[Sequence[str]]=(),   # words in the cells
+           rows:Sequence[str]=(), columns:Sequence[str]=(),   # words beside, and above
+          ):
+    "A grid of cells, shaded by their values."
+    left, top = (7 * max(map(len, names), default=0) for names in (rows, columns))
+    height, width = len(values) * cell, len(values[0]) * cell
+    area = DrawingArea(left + width, height + top)
+    def write(x, y, text, **options):
+        style = dict(size=8, color=COLOURS[-1], ha="center", va="center") | options
+        area.add_artist(Text(x, y, text, **style))
+    for i, line in enumerate(values):
+        for j, value in enumerate(line):
+            x, y = left + j * cell, height - (i + 1) * cell
+            area.add_artist(Rectangle((x, y), cell, cell, facecolor=(colour, float(value)),
+                                      edgecolor=COLOURS[-1], linewidth=0.7))
+            ink = _readable(colour) if value > 0.6 else COLOURS[-1]
+            if len(texts): write(x + cell / 2, y + cell / 2, texts[i][j], color=ink)
+    for i, name in enumerate(rows): write(left - 4, height - (i + 0.5) * cell, name, ha="right")
+    for j, name in enumerate(columns):
+        write(left + (j + 0.5) * cell, height + 4, name, va="bottom", rotation=90)
+    return column(area, caption, gap=5) if caption else area
+
+def draw(part,                        # of `row`, `column`, `box` or `matrix`
+         arrows:Iterable[tuple]=(),   # pairs of parts, from and to; a third member is words
+        ) -> None:
+    "Draw a part as a figure of its size, with arrows between parts that it holds."
+    fig, grey = plt.figure(facecolor="none"), COLOURS[-1]
+    fig.add_axes((0, 0, 1, 1)).set_axis_off()   # IPython shows no figure that has none
+    fig.add_artist(AnchoredOffsetbox("center", child=part, pad=0, borderpad=0, frameon=False,
+                                     bbox_to_anchor=(0, 0, 1, 1), bbox_transform=fig.transFigure))
+    fig.draw_without_rendering()
+    whole = part.get_window_extent()
+    fig.set_size_inches(whole.width / fig.dpi + 0.2, whole.height / fig.dpi + 0.2)
+    fig.draw_without_rendering()      # now every part knows its place
+    to_figure = fig.transFigure.inverted()
+    for a, b, *words in arrows:
+        start, end = _ends(*(p.get_window_extent().transformed(to_figure) for p in (a, b)))
+        fig.add_artist(FancyArrowPatch(start, end, transform=fig.transFigure, arrowstyle="-|>",
+                                       mutation_scale=12, color=grey, shrinkA=2, shrinkB=2))
+        x, y = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 0.04 / fig.get_figheight()
+        for text in words: fig.text(x, y, text, size=8, color=grey, ha="center", va="bottom")
+
+def _ends(a, b):   # two boxes, each with x0, x1, y0 and y1
+    "Where an arrow leaves the first box, and where it meets the second."
+    (ax, ay), (bx, by) = (((p.x0 + p.x1) / 2, (p.y0 + p.y1) / 2) for p in (a, b))
+    if a.x1 <= b.x0: return (a.x1, ay), (b.x0, by)
+    if b.x1 <= a.x0: return (a.x0, ay), (b.x1, by)
+    if a.y0 >= b.y1: return (ax, a.y0), (bx, b.y1)
+    return (ax, a.y1), (bx, b.y0)

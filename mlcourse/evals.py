@@ -4,7 +4,7 @@
 
 # %% ../nbs/tools/06_evals.ipynb #0fe3fe44
 from __future__ import annotations
-import json, re, string
+import re, string
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ import numpy as np
 __all__ = ['STOP', 'CITE', 'REFUSAL', 'RUBRIC', 'METRICS', 'recall_at', 'mrr_at', 'ndcg_at', 'Interval', 'bootstrap_ci',
            'PairedTest', 'paired_test', 'normalize', 'exact_match', 'token_f1', 'rouge_l', 'Bleu', 'bleu', 'words',
            'support', 'sentences', 'cited', 'Citations', 'citation_precision', 'is_refusal', 'refusal_rate',
-           'format_validity', 'Criterion', 'judge', 'cohen_kappa', 'score_pairs', 'side_by_side']
+           'Criterion', 'judge', 'cohen_kappa', 'score_pairs', 'side_by_side']
 
 # %% ../nbs/tools/06_evals.ipynb #08aa3021
 def recall_at(ranked:Sequence[str],  # ids, best first
@@ -27,10 +27,9 @@ def recall_at(ranked:Sequence[str],  # ids, best first
 
 def _gold(gold) -> set:
     gold = set(gold)
-    if not gold: raise ValueError("A question without right passages has no recall; leave unanswerable questions out, and score them by `refusal_rate`.")
+    if not gold: raise ValueError("Without gold; leave unanswerable questions to `refusal_rate`.")
     return gold
 
-# %% ../nbs/tools/06_evals.ipynb #87c1133a
 def mrr_at(ranked:Sequence[str], gold:Iterable[str], k:int) -> float:
     "1 / the place of the first right id among the first `k`; 0 if there is none."
     gold = _gold(gold)
@@ -78,19 +77,27 @@ class PairedTest:
     high: float
     p: float            # two-sided; how often a coin-toss does as much
 
-    def __str__(self): return f"{self.difference:+.3f} [{self.low:+.3f}, {self.high:+.3f}], p = {self.p:.3f}"
+    @property
+    def interval(self) -> str: return f"{self.difference:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
+    def __str__(self): return f"{self.interval}, p = {self.p:.3f}"
 
 def paired_test(a:Sequence[float],  # one value a question, system A
                 b:Sequence[float],  # the same questions, system B
-                level:float=0.95, n:int=10_000, seed:int=0,
+                level:float=0.95,
+                n:int=10_000,       # coin-tosses; where there are fewer, all are counted
+                seed:int=0,
                ) -> PairedTest:
-    "Sign-flip permutation test (Fisher, 1935) with a paired bootstrap interval. Raises `ValueError` unless the lengths agree."
-    if len(a) != len(b): raise ValueError(f"Paired means the same questions: A has {len(a)} values, and B has {len(b)}.")
+    "Sign-flip permutation test (Fisher, 1935), by SciPy, with a paired bootstrap interval."
+    from scipy.stats import permutation_test
+    if len(a) != len(b): raise ValueError(
+        f"Paired means the same questions: A has {len(a)} values, and B has {len(b)}.")
     d = np.asarray(b, float) - np.asarray(a, float)
-    ci = bootstrap_ci(d, level, seed=seed)
-    flips = np.random.default_rng(seed).choice([-1.0, 1.0], (n, len(d)))
-    as_far = np.abs((flips * d).mean(1)) >= abs(d.mean()) - 1e-12
-    return PairedTest(ci.mean, ci.low, ci.high, float((as_far.sum() + 1) / (n + 1)))
+    def size(x, axis): return np.abs(x.mean(axis)).round(12)   # rounded, so that ties are ties
+    ci, p = bootstrap_ci(d, level, seed=seed), 1.0             # a single question decides nothing
+    if len(d) > 1: p = permutation_test((d,), size, permutation_type="samples", n_resamples=n,
+                                        alternative="greater", rng=seed).pvalue
+    return PairedTest(ci.mean, ci.low, ci.high, float(p))
 
 # %% ../nbs/tools/06_evals.ipynb #66726de2
 def normalize(text:str) -> str:
@@ -106,18 +113,15 @@ def exact_match(prediction:str,
 
 def token_f1(prediction:str, references:str|Sequence[str]) -> float:
     "Harmonic mean of precision and recall over normalised words (SQuAD), for the best reference."
-    return max(_f1(normalize(prediction).split(), normalize(r).split()) for r in _list(references))
+    def counts(text): return Counter(normalize(text).split())
+    def f1(p, r): return 2 * (p & r).total() / (p + r).total() if p or r else 1.0
+    return max(f1(counts(prediction), counts(r)) for r in _list(references))
 
 def _list(references): return [references] if isinstance(references, str) else list(references)
 
-def _f1(p:list[str], r:list[str]) -> float:
-    if not p or not r: return float(p == r)
-    same = sum((Counter(p) & Counter(r)).values())
-    return 2 * same / (len(p) + len(r))
-
 # %% ../nbs/tools/06_evals.ipynb #30f733dd
 def rouge_l(prediction:str, references:str|Sequence[str]) -> float:
-    "F-measure of the longest common subsequence, stemmed, by rouge-score; the best reference counts."
+    "F-measure of the longest common subsequence of stems (rouge-score); the best reference counts."
     from rouge_score.rouge_scorer import RougeScorer
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
     return max(scorer.score(r, prediction)["rougeL"].fmeasure for r in _list(references))
@@ -131,10 +135,11 @@ class Bleu:
 def bleu(predictions:Sequence[str],
          references:Sequence[str|Sequence[str]],  # for each prediction, one or more
         ) -> Bleu:
-    "Corpus BLEU by sacreBLEU. Raises `ValueError` unless there is something to compare, pair by pair."
+    "Corpus BLEU by sacreBLEU. Raises `ValueError` unless there are pairs to compare."
     from sacrebleu.metrics import BLEU
-    if not predictions or len(predictions) != len(references):
-        raise ValueError(f"BLEU compares pairs: there are {len(predictions)} predictions and {len(references)} references.")
+    n, m = len(predictions), len(references)
+    if not n or n != m: raise ValueError(
+        f"BLEU compares pairs: there are {n} predictions and {m} references.")
     refs = [_list(r) for r in references]
     columns = [[r[i] if i < len(r) else None for r in refs] for i in range(max(map(len, refs)))]
     metric = BLEU()
@@ -142,22 +147,22 @@ def bleu(predictions:Sequence[str],
     return Bleu(score, str(metric.get_signature()))
 
 # %% ../nbs/tools/06_evals.ipynb #e0a8e42a
-STOP = frozenset("""a about above after all also an and any are as at be been before but by can could did do does for from had has have how i if in into
-is it its may more most no not of on one only or other our out over same should so some such than that the their them then there these they this to too
-under up use used uses using very was we were what when where which while who why will with without would you your""".split())
+STOP = frozenset("""a about above after all also an and any are as at be been before but by can
+could did do does for from had has have how i if in into is it its may more most no not of on one
+only or other our out over same should so some such than that the their them then there these they
+this to too under up use used uses using very was we were what when where which while who why will
+with without would you your""".split())
 CITE = re.compile(r"\[(\d+(?:\s*,\s*\d+)*)\]")
 
 def words(text:str) -> list[str]:
-    "Content words in lower case: letters, digits and underscores, common words left out, plurals and -ing and -ed cut."
-    return [_stem(w) for w in re.findall(r"[a-z]+|\d+(?:\.\d+)?", text.lower().replace(",", "")) if w not in STOP and (len(w) > 1 or w.isdigit())]
-
-def _stem(w:str) -> str:
-    for end in ("ing", "ies", "ed", "es", "s", "e"):
-        if w.endswith(end) and len(w) - len(end) >= 3: return w.removesuffix(end)
-    return w
+    "The stems of a text's content words in lower case, and its numbers; common words are left out."
+    from Stemmer import Stemmer
+    found = re.findall(r"[a-z]+|\d+(?:\.\d+)?", text.lower().replace(",", ""))
+    content = [w for w in found if w not in STOP and (len(w) > 1 or w.isdigit())]
+    return Stemmer("english").stemWords(content)
 
 def support(sentence:str, passage:str) -> float:
-    "The share of the sentence's content words that occur in the passage; 0 for a sentence without any."
+    "The share of the sentence's content words that the passage has; 0 for a sentence without any."
     said, there = set(words(sentence)), set(words(passage))
     return len(said & there) / len(said) if said else 0.0
 
@@ -182,17 +187,19 @@ def citation_precision(answer:str,
                        passages:Sequence[str],   # passage i is cited as [i + 1]
                        at_least:float=0.6,       # share of content words that counts as support
                       ) -> Citations:
-    "Check every citation of an answer against its passage. A number that no passage has is a citation that fails."
-    good, total, covered, parts = 0, 0, 0, sentences(answer)
-    for s in parts:
-        claim, numbers = CITE.sub("", s), cited(s)
-        held = [0 < i <= len(passages) and support(claim, passages[i - 1]) >= at_least for i in numbers]
-        good, total, covered = good + sum(held), total + len(held), covered + any(held)
-    return Citations(good / total if total else float("nan"), covered / len(parts) if parts else 0.0, total)
+    "Check every citation of an answer against its passage. A number that no passage has fails."
+    def holds(claim, i): return 0 < i <= len(passages) and support(claim, passages[i-1]) >= at_least
+    held = [[holds(CITE.sub("", s), i) for i in cited(s)] for s in sentences(answer)]
+    every = [h for of_sentence in held for h in of_sentence]
+    return Citations(sum(every) / len(every) if every else float("nan"),
+                     sum(map(any, held)) / len(held) if held else 0.0, len(every))
 
 # %% ../nbs/tools/06_evals.ipynb #4a18d1b1
-REFUSAL = re.compile(r"\b(i (do not|don't|cannot|can't|could not) (know|find|answer|tell)|not (in|mentioned in|found in|covered by) (the|your|my|these) (notes|context|documents|passages|text)|"
-                     r"no (answer|information|mention) (in|about|of|on))", re.I)
+REFUSAL = re.compile(
+    r"\b(i (do not|don't|cannot|can't|could not) (know|find|answer|tell)"
+    r"|not (in|mentioned in|found in|covered by) "
+    r"(the|your|my|these) (notes|context|documents|passages|text)"
+    r"|no (answer|information|mention) (in|about|of|on))", re.I)
 
 def is_refusal(text:str) -> bool:
     "Does this answer say that it does not know? An empty answer does, too."
@@ -202,19 +209,6 @@ def refusal_rate(answers:Iterable[str]) -> float:
     "Share of the answers that refuse. Raises `ValueError` without answers."
     found = [is_refusal(a) for a in answers]
     if not found: raise ValueError("There are no answers to look at.")
-    return sum(found) / len(found)
-
-def format_validity(texts:Iterable[str],
-                    schema:dict,           # a JSON schema
-                   ) -> float:             # share, 0 to 1
-    "The share of texts that are JSON and follow the schema."
-    import jsonschema
-    def ok(text):
-        try: jsonschema.validate(json.loads(text), schema)
-        except (ValueError, jsonschema.ValidationError): return False
-        return True
-    found = [ok(t) for t in texts]
-    if not found: raise ValueError("There are no texts to look at.")
     return sum(found) / len(found)
 
 # %% ../nbs/tools/06_evals.ipynb #99154f36
@@ -228,56 +222,56 @@ class Criterion:
     def prompt(self, question:str, answer:str, context:str="") -> str:
         "What the judge reads."
         scale = "\n".join(f"{i} = {text}" for i, text in enumerate(self.levels))
-        source = f"Notes: {context}\n\n" if context else ""
-        return f"{source}Question: {question}\nAnswer: {answer}\n\n{self.question}\n{scale}\nGive the score."
+        notes = f"Notes: {context}\n\n" if context else ""
+        return (f"{notes}Question: {question}\nAnswer: {answer}\n\n"
+                f"{self.question}\n{scale}\nGive the score.")
 
-RUBRIC = (Criterion("grounded", "Is everything in the answer said in the notes?", ("no", "in part", "yes")),
-          Criterion("responsive", "Does the answer answer the question?", ("no", "in part", "yes")))
+RUBRIC = tuple(Criterion(name, question, ("no", "in part", "yes")) for name, question in (
+    ("grounded", "Is everything in the answer said in the notes?"),
+    ("responsive", "Does the answer answer the question?")))
 
-def judge(engine,                  # anything with `chat(messages, max_tokens)`, such as those of `mlcourse.llm`
-          criterion:Criterion,
-          question:str, answer:str,
+def judge(engine,                  # anything with `chat(messages, max_new_tokens)`
+          criterion:Criterion, question:str, answer:str,
           context:str="",          # the passages the answer came from
           schema:bool=True,        # can the engine be held to a JSON schema?
          ) -> int|None:            # the score; None if the judge gave none
     "Let a language model score an answer by one criterion."
-    top = len(criterion.levels) - 1
-    form = dict(type="object", properties=dict(score=dict(type="integer", enum=list(range(top + 1)))), required=["score"], additionalProperties=False)
-    text = engine.chat(criterion.prompt(question, answer, context), 32, **(dict(schema=form) if schema else {})).text
+    scores = list(range(len(criterion.levels)))
+    form = dict(type="object", properties=dict(score=dict(enum=scores)), required=["score"],
+                additionalProperties=False)
+    options = dict(schema=form) if schema else {}
+    text = engine.chat(criterion.prompt(question, answer, context), 32, **options).text
     found = re.search(r"\d+", text)
-    return int(found[0]) if found and int(found[0]) <= top else None
+    return int(found[0]) if found and int(found[0]) in scores else None
 
 # %% ../nbs/tools/06_evals.ipynb #b4b0be31
-def cohen_kappa(a:Sequence[int],           # labels of one rater
-                b:Sequence[int],           # labels of the other, same items
-                weights:str|None=None,     # None, or `quadratic` for ordered labels: far apart is worse than close
-               ) -> float:                 # 1 perfect, 0 chance; nan if both always give the same one label
-    "Agreement beyond chance (Cohen, 1960 and 1968)."
-    if len(a) != len(b) or not len(a): raise ValueError("Both raters must have labelled the same items, and at least one.")
-    labels = sorted({*a, *b})
-    place = {l: i for i, l in enumerate(labels)}
-    seen = np.zeros((len(labels),) * 2)
-    for x, y in zip(a, b): seen[place[x], place[y]] += 1
-    chance = np.outer(seen.sum(1), seen.sum(0)) / seen.sum()
-    i, j = np.indices(seen.shape)
-    cost = (i - j) ** 2 if weights == "quadratic" else i != j
-    return float(1 - (cost * seen).sum() / (cost * chance).sum()) if (cost * chance).sum() else float("nan")
+def cohen_kappa(a:Sequence[int],       # labels of one rater
+                b:Sequence[int],       # labels of the other, same items
+                weights:str|None=None, # `quadratic` for ordered labels: far apart is worse
+               ) -> float:             # 1 perfect, 0 chance; nan if both only ever give one label
+    "Agreement beyond chance (Cohen, 1960 and 1968), by scikit-learn."
+    from sklearn.metrics import cohen_kappa_score
+    if len(a) != len(b) or not len(a): raise ValueError(
+        "Both raters must have labelled the same items, and at least one.")
+    if len({*a, *b}) == 1: return float("nan")
+    return float(cohen_kappa_score(a, b, weights=weights))
 
 # %% ../nbs/tools/06_evals.ipynb #b0cf224f
 METRICS = {"exact_match": exact_match, "token_f1": token_f1, "rouge_l": rouge_l}
 
 def score_pairs(pairs:Iterable[tuple],                 # (prediction, reference or references)
-                metrics:dict[str, Callable]=METRICS,   # name: function of a prediction and its references
-               ):                                      # a DataFrame, one row a pair: prediction, reference, and a column a metric
+                metrics:dict[str, Callable]=METRICS,   # name: function of prediction and references
+               ):  # a DataFrame, one row a pair: prediction, reference, and a column a metric
     "Score predictions against their references."
     import pandas as pd
-    return pd.DataFrame([dict(prediction=p, reference=r, **{name: f(p, r) for name, f in metrics.items()}) for p, r in pairs])
+    def scores(p, r): return {name: metric(p, r) for name, metric in metrics.items()}
+    return pd.DataFrame([dict(prediction=p, reference=r, **scores(p, r)) for p, r in pairs])
 
-def side_by_side(before,                        # a DataFrame, one row a question, a column a metric
-                 after,                         # the same questions in the same order
-                 names:Sequence[str]|None=None, # columns to compare; the numeric ones that both have when None
+def side_by_side(before,         # a DataFrame, one row a question, a column a metric
+                 after,          # the same questions in the same order
+                 names:Sequence[str]|None=None,   # columns; the numeric ones of both when None
                  labels:tuple[str, str]=("before", "after"),
-                ):                              # a DataFrame, one row a metric: both means with intervals, the difference, p
+                ):               # a DataFrame, one row a metric: means, difference, intervals, p
     "Compare two systems on the same questions, metric by metric."
     import pandas as pd
     if names is None: names = [c for c in before.select_dtypes("number") if c in after]
@@ -285,5 +279,5 @@ def side_by_side(before,                        # a DataFrame, one row a questio
     for c in names:
         test = paired_test(before[c], after[c])
         rows[c] = {labels[0]: str(bootstrap_ci(before[c])), labels[1]: str(bootstrap_ci(after[c])),
-                   "difference": f"{test.difference:+.3f} [{test.low:+.3f}, {test.high:+.3f}]", "p": round(test.p, 4)}
+                   "difference": test.interval, "p": round(test.p, 4)}
     return pd.DataFrame(rows).T

@@ -4,71 +4,62 @@
 
 # %% ../nbs/lib/06_exercises.ipynb #8aae00f9
 from __future__ import annotations
-import ast, difflib, html, json, os, shutil
+import ast, difflib, html, itertools, os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
-from .course import course_root, read_cells
-from .files import CourseError, UsageError, locked, read_json, state_dir, write_json
+from .course import MACHINERY, code_tree, course_key, course_root, read_cells, reading_order
+from .files import (CourseError, UsageError, files_in, locked, read_json, state_dir,
+                            write_atomic, write_json)
 
 # %% auto #0
 __all__ = ['BROKEN', 'HIDDEN', 'passed', 'ExerciseError', 'verifying', 'exercise', 'solution', 'Exercise', 'find_exercises',
            'Change', 'start', 'notebook_diff', 'update', 'LessonProgress', 'progress']
 
 # %% ../nbs/lib/06_exercises.ipynb #79437a2b
-def passed() -> dict[str, dict[str, str]]:  # by lesson, then by exercise: when it was first passed, UTC
-    "The exercises you have passed."
+def passed() -> dict[str, dict[str, str]]:  # by lesson, then by exercise: the time in UTC
+    "The exercises you have passed, and when for the first time."
     return read_json(state_dir()/"progress.json")[0] or {}
 
-# %% ../nbs/lib/06_exercises.ipynb #c2316291
-def _store(lesson:str, name:str) -> None:
-    "Note that an exercise is passed."
+def _store(lesson:str, name:str):   # note that an exercise is passed
     path = state_dir()/"progress.json"
     with locked(path, timeout=10):
-        found = passed()
-        found.setdefault(lesson, {}).setdefault(name, datetime.now(timezone.utc).isoformat(timespec="seconds"))
+        found, now = passed(), datetime.now(timezone.utc).isoformat(timespec="seconds")
+        found.setdefault(lesson, {}).setdefault(name, now)
         write_json(path, found)
 
 # %% ../nbs/lib/06_exercises.ipynb #ae736c02
 class ExerciseError(AssertionError):
-    "An exercise of the course is not in order: its check passes on the stub, or fails on the solution."
+    "The check of an exercise passes on the stub, or fails on the solution."
 
-@dataclass
-class _Exercise:
-    "An exercise that this session has met."
-    name: str
-    lesson: str
-    check: Callable[[Any], object]
-    solved: bool = False   # has its solution passed in this session?
+_met: dict[str, Callable] = {}   # the checks of this session, by exercise
+_verified: set[str] = set()      # exercises whose solution has passed
+BROKEN = (NameError, SyntaxError, ImportError)   # no reasons for a check to fail on the stub
 
-_met: dict[str, _Exercise] = {}
-BROKEN = (NameError, SyntaxError, ImportError)   # a check must not fail on the stub for these reasons
-
-def verifying() -> bool:
-    "Is this a run that verifies the exercises themselves?"
+def verifying() -> bool:   # is this a run that verifies the exercises themselves?
     return os.environ.get("MLCOURSE_EXERCISES") == "verify"
 
-def _attempt(check:Callable, subject:Any) -> Exception|None:
-    "What the check raises on `subject`; None when it passes."
+def _attempt(check:Callable, subject:Any) -> Exception|None:   # None when the check passes
     try: check(subject)
     except Exception as e: return e   # a learner's function may raise anything at all
     return None
 
-# %% ../nbs/lib/06_exercises.ipynb #4733a91f
-def _show(mark:str, head:str, problem:str="", hint:str="") -> None:
-    "Show a verdict as text and as HTML."
+def _show(mark:str, head:str, problem:str="", hint:str="") -> None:   # as text and as HTML
     from IPython.display import display
-    text = "\n".join([f"{mark} {head}", *(f"    {line}" for line in problem.splitlines()), *([f"Hint: {hint}"] if hint else [])])
+    lines = [f"{mark} {head}", *(f"    {line}" for line in problem.splitlines())]
     page = f"<p><strong>{mark} {html.escape(head)}</strong></p>"
     if problem: page += f"<pre>{html.escape(problem)}</pre>"
-    if hint: page += f"<details><summary>Hint</summary><p>{html.escape(hint)}</p></details>"
-    display({"text/plain": text, "text/html": f'<div class="exercise">{page}</div>'}, raw=True)
+    if hint:
+        lines.append(f"Hint: {hint}")
+        page += f"<details><summary>Hint</summary><p>{html.escape(hint)}</p></details>"
+    page = f'<div class="exercise">{page}</div>'
+    display({"text/plain": "\n".join(lines), "text/html": page}, raw=True)
 
-def _problem(e:Exception, limit:int=600) -> str:
-    "An exception as a learner should read it."
-    text = f"{type(e).__name__}: {e}" if str(e).strip() else type(e).__name__
+def _problem(e:Exception, limit:int=600) -> str:   # as a learner should read it
+    text = f"{type(e).__name__}: {e}".removesuffix(": ")
     return text if len(text) <= limit else text[:limit] + " ..."
 
 # %% ../nbs/lib/06_exercises.ipynb #36829e6f
@@ -76,50 +67,52 @@ def exercise(subject:Any,         # what the learner wrote: a function, or a val
              *, lesson:str,       # the lesson, such as `week1/03_hello_llm`
              hint:str,            # shown when the check fails
              name:str|None=None,  # name of the exercise; that of the function when None
-            ) -> Callable:        # a decorator for the check, which takes the subject and raises if it is wrong
-    "Check what the learner wrote, show the verdict, remember a success. Raises `ExerciseError` only in a verifying run."
+            ) -> Callable:        # decorates the check: it takes the subject, and raises
+    "Check what the learner wrote, show the verdict, remember a success. Raises in a verifying run."
     name = name or getattr(subject, "__name__", None)
     if not name: raise ExerciseError("An exercise whose answer is a value needs `name=`.")
     def decorate(check):
-        _met[name] = _Exercise(name, lesson, check)
-        e = _attempt(check, subject)
-        if verifying():
-            if e is None: raise ExerciseError(f"The check of {name} passes on its stub, so it proves nothing.")
-            if isinstance(e, BROKEN): raise ExerciseError(f"The check of {name} fails on its stub for a reason of its own: {_problem(e)}") from e
-        if e is not None: _show("✗", f"{name}: not solved yet.", _problem(e), hint)
-        else:
-            saved = ""
+        _met[name] = check
+        e, saved = _attempt(check, subject), ""
+        if verifying() and (e is None or isinstance(e, BROKEN)):
+            why = "passes on its stub, so it proves nothing."
+            if e: why = f"fails on its stub for a reason of its own: {_problem(e)}"
+            raise ExerciseError(f"The check of {name} {why}") from e
+        if e is None:
             try: _store(lesson, name)
-            except (OSError, CourseError) as trouble: saved = f" (Your progress could not be saved: {trouble})"
+            except (OSError, CourseError) as trouble:
+                saved = f" (Your progress could not be saved: {trouble})"
             _show("✓", f"{name}: solved.{saved}")
+        else: _show("✗", f"{name}: not solved yet.", _problem(e), hint)
         return check
     return decorate
 
 # %% ../nbs/lib/06_exercises.ipynb #10d6bd2d
-def solution(subject:Any,         # the course's answer: a function of the same name, or a value
-             *, name:str|None=None, # name of the exercise; that of the function when None
-            ) -> Any:             # the learner's own, or in a verifying run the solution
-    "The folded answer. Raises `ExerciseError` in a verifying run when the exercise's check fails on it."
+def solution(subject:Any, *, name:str|None=None) -> Any:   # the learner's, or in a check its own
+    "The folded answer. Raises `ExerciseError` in a verifying run when it does not pass."
     name = name or getattr(subject, "__name__", None)
     if not verifying(): return getattr(subject, "__globals__", {}).get(name)
-    if name not in _met: raise ExerciseError(f"There is a solution for {name}, but no exercise of that name before it.")
-    e = _attempt(_met[name].check, subject)
-    if e is not None: raise ExerciseError(f"The check of {name} fails on its solution: {_problem(e)}") from e
-    _met[name].solved = True
+    if name not in _met:
+        raise ExerciseError(f"{name} has a solution, but no exercise of that name before it.")
+    e = _attempt(_met[name], subject)
+    if e is not None:
+        raise ExerciseError(f"The check of {name} fails on its solution: {_problem(e)}") from e
+    _verified.add(name)
     from mlcourse.record import record
-    record("exercises_verified", sum(x.solved for x in _met.values()))
+    record("exercises_verified", len(_verified & _met.keys()))
     return subject
 
 # %% ../nbs/lib/06_exercises.ipynb #aa9a3272
 def _calls(cell:dict, name:str) -> Iterator[tuple[ast.Call, ast.AST|None]]:
     "The calls of `name` in a code cell, plain or as a decorator, with what they decorate."
     if cell["cell_type"] != "code" or name not in cell["source"]: return
-    try: tree = ast.parse("\n".join("" if l.lstrip().startswith(("%", "!")) else l for l in cell["source"].splitlines()))
-    except SyntaxError: return
-    decorated = {id(d): f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for d in f.decorator_list}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and node.id == name and id(node) in decorated: yield ast.Call(node, [], []), decorated[id(node)]
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == name: yield node, decorated.get(id(node))
+    decorated = {}
+    for node in ast.walk(code_tree(cell["source"]) or ast.Module()):
+        if isinstance(node, ast.FunctionDef): decorated |= dict.fromkeys(node.decorator_list, node)
+        match node:
+            case ast.Name(id) if id == name and node in decorated:
+                yield ast.Call(node, [], []), decorated[node]
+            case ast.Call(ast.Name(id)) if id == name: yield node, decorated.get(node)
 
 # %% ../nbs/lib/06_exercises.ipynb #dd116b8e
 @dataclass
@@ -131,14 +124,17 @@ class Exercise:
     cell: int              # index of the cell with the check
     solution: int | None   # index of the cell with the solution
 
-def find_exercises(cells:list[dict],  # the cells of a notebook, as `read_cells` returns them
-                  ) -> list[Exercise]: # in the order of the notebook
-    "The exercises in a notebook's source."
-    def given(call, key): return next((k.value.value for k in call.keywords if k.arg == key and isinstance(k.value, ast.Constant)), "")
-    def first(call): return getattr(call.args[0], "id", "") if call.args else ""
-    found = [Exercise(given(c, "name") or first(c), given(c, "lesson"), given(c, "hint"), i, None)
-             for i, cell in enumerate(cells) for c, f in _calls(cell, "exercise") if f is not None]
+def find_exercises(cells:list[dict]) -> list[Exercise]:   # in the order of the notebook
+    "The exercises in a notebook's cells, as `read_cells` returns them."
+    def given(call, key):
+        values = (k.value for k in call.keywords if k.arg == key)
+        return next((v.value for v in values if isinstance(v, ast.Constant)), "")
+    found = []
     for i, cell in enumerate(cells):
+        for call, function in _calls(cell, "exercise"):
+            name = given(call, "name") or (getattr(call.args[0], "id", "") if call.args else "")
+            new = Exercise(name, given(call, "lesson"), given(call, "hint"), i, None)
+            if function is not None: found.append(new)
         for call, function in _calls(cell, "solution"):
             name = given(call, "name") or getattr(function, "name", "")
             for x in found:
@@ -148,19 +144,17 @@ def find_exercises(cells:list[dict],  # the cells of a notebook, as `read_cells`
 # %% ../nbs/lib/06_exercises.ipynb #cc794cc1
 HIDDEN = ".mlcourse"   # folder inside work/ that keeps the course's version of every copied file
 
-def _week_folder(week:str|int, nbs:Path) -> str:
-    "The folder's name for what the learner typed: 1, week1 or clinic."
+def _week_folder(week:str|int, nbs:Path) -> str:   # for what was typed: 1, week1 or clinic
     name = f"week{week}" if str(week).isdigit() else str(week).strip("/").lower()
-    weeks = sorted(p.name for p in nbs.iterdir() if p.is_dir() and any(p.glob("*.ipynb")) and p.name != "lib")
-    if name not in weeks: raise CourseError(f"There is no week {str(week)!r} in {nbs}. There are: {', '.join(weeks) or 'none'}.")
-    return name
+    weeks = [p for p in reading_order() if p not in MACHINERY and any((nbs/p).glob("*.ipynb"))]
+    if name in weeks: return name
+    raise CourseError(f"There is no week {str(week)!r} in {nbs}. "
+                      f"There are: {', '.join(weeks) or 'none'}.")
 
-def _course_files(folder:Path) -> list[Path]:
-    "What a learner gets of a week: notebooks, and the files that lie beside them."
-    files = (f for f in sorted(folder.rglob("*")) if f.is_file())
-    return [f for f in files if not any(p.startswith((".", "_")) for p in f.relative_to(folder).parts)]
+def _course_files(folder:Path) -> list[Path]:   # notebooks, and files beside them
+    def shown(file): return not any(p[0] in "._" for p in file.relative_to(folder).parts)
+    return list(filter(shown, files_in(folder)))
 
-# %% ../nbs/lib/06_exercises.ipynb #e67c7328
 @dataclass
 class Change:
     "What `start` or `update` did with one file."
@@ -169,74 +163,58 @@ class Change:
     note: str = ""   # a sentence, where there is something to say
     diff: str = ""   # for `yours`: what the course changed, cell by cell
 
-    def __str__(self): return f"{self.action:<10}{self.path}" + (f"  {self.note}" if self.note else "")
+    def __str__(self): return f"{self.action:<10}{self.path}  {self.note}".rstrip()
 
-def _copy(source:Path, target:Path) -> None:
-    "Copy a file in one step, so that an interrupted copy leaves nothing behind."
-    target.parent.mkdir(parents=True, exist_ok=True)
-    tmp = target.with_name(f".{target.name}.tmp")
-    shutil.copyfile(source, tmp)
-    tmp.replace(target)
+def _copy(source:Path, target:Path) -> None: write_atomic(target, source.read_bytes())
+
+def _first_copy(course:Path, mine:Path, base:Path) -> Change:
+    _copy(course, base)
+    _copy(course, mine)
+    return Change(mine, "copied")
 
 # %% ../nbs/lib/06_exercises.ipynb #2d87c0c4
-def start(week:str|int,          # 1, week1 or clinic
-          work:str|Path="work",  # the folder for the copies
-          root:str|Path|None=None, # the checkout of the course; looked for when None
-         ) -> list[Change]:      # one for each file: copied, or kept because it was there
-    "Copy a week's notebooks to `work`. Raises `CourseError` for a week that does not exist."
+def start(week:str|int, work:str|Path="work", root:str|Path|None=None) -> list[Change]:
+    "Copy a week (1, week1 or clinic) to `work`, and keep what is there. Raises `CourseError`."
     nbs, work = course_root(root)/"nbs", Path(work)
     name, changes = _week_folder(week, nbs), []
     for file in _course_files(nbs/name):
         relative = file.relative_to(nbs)
         target = work/relative
         if target.exists(): changes.append(Change(target, "kept", "It was here already."))
-        else:
-            _copy(file, work/HIDDEN/relative)
-            _copy(file, target)
-            changes.append(Change(target, "copied"))
+        else: changes.append(_first_copy(file, target, work/HIDDEN/relative))
     return changes
 
 # %% ../nbs/lib/06_exercises.ipynb #cf4943e9
 def _sources(path:Path) -> list[tuple[str, str]]|bytes:
-    "What counts in a file: of a notebook the cells' kinds and sources, of any other file its bytes."
+    "What counts in a file: of a notebook the cells' kinds and sources, else the bytes."
     if path.suffix != ".ipynb": return path.read_bytes()
     return [(c["cell_type"], c["source"]) for c in read_cells(path)]
 
-def _has_outputs(path:Path) -> bool:
-    "Was this notebook run and saved?"
-    return path.suffix == ".ipynb" and any(c.get("outputs") for c in read_cells(path))
-
 def _free(path:Path, label:str, source:Path) -> Path:
-    "A name beside `path`, such as NAME.new.ipynb, that is free or already holds what `source` holds."
-    for n in range(1, 1000):
+    "A name beside `path`, such as NAME.new.ipynb, that is free or holds what `source` holds."
+    for n in itertools.count(1):
         other = path.with_name(f"{path.stem}.{label}{n if n > 1 else ''}{path.suffix}")
         if not other.exists() or other.read_bytes() == source.read_bytes(): return other
-    raise FileExistsError(f"There are a thousand versions of {path} already. Delete some.")
 
 # %% ../nbs/lib/06_exercises.ipynb #5101799a
-def notebook_diff(old:str|Path,  # a notebook
-                  new:str|Path,  # another version of it
-                  context:int=1, # lines around a change
-                 ) -> str:       # empty when no cell's source differs
+def notebook_diff(old:Path, new:Path) -> str:   # empty when no cell's source differs
     "What changed from `old` to `new`, cell by cell; outputs do not count."
-    a, b = _sources(Path(old)), _sources(Path(new))
-    if isinstance(a, bytes): return "" if a == b else f"{Path(new).name} differs.\n"
+    a, b = _sources(old), _sources(new)
+    if isinstance(a, bytes): return "" if a == b else f"{new.name} differs.\n"
+    def lines(cells): return [line for _, source in cells for line in (*source.splitlines(), "")]
     parts = []
     for tag, i1, i2, j1, j2 in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
         if tag == "equal": continue
         where = f"cell {j1}" if j2 - j1 < 2 else f"cells {j1} to {j2 - 1}"
-        before, after = ([line for _, source in cells for line in (*source.splitlines(), "")] for cells in (a[i1:i2], b[j1:j2]))
-        lines = list(difflib.unified_diff(before, after, n=context, lineterm=""))[2:]
-        parts.append("\n".join([f"@@ {where}", *(l for l in lines if not l.startswith("@@"))]))
-    return "\n".join(parts) + "\n" * bool(parts)
+        diff = difflib.unified_diff(lines(a[i1:i2]), lines(b[j1:j2]), n=1, lineterm="")
+        parts += [f"@@ {where}", *(l for l in list(diff)[2:] if not l.startswith("@@"))]
+    return "\n".join([*parts, ""])
 
-# %% ../nbs/lib/06_exercises.ipynb #68699d06
-def update(work:str|Path="work",   # the folder of your copies
-           root:str|Path|None=None, # the checkout of the course; looked for when None
-          ) -> list[Change]:       # one for each file of the weeks you have started
+def update(work:str|Path="work", root:str|Path|None=None) -> list[Change]:   # one for each file
     "Bring your copies up to the course's state, without losing a line of yours."
     nbs, work = course_root(root)/"nbs", Path(work)
-    if not (work/HIDDEN).is_dir(): raise CourseError(f"There are no copies in {work} yet. Make some with `mlcourse start 1`.")
+    if not (work/HIDDEN).is_dir():
+        raise CourseError(f"There are no copies in {work} yet. Make some with `mlcourse start 1`.")
     weeks = sorted(p.name for p in (work/HIDDEN).iterdir() if p.is_dir())
     had = {f.relative_to(work/HIDDEN) for w in weeks for f in _course_files(work/HIDDEN/w)}
     have = {f.relative_to(nbs) for w in weeks for f in _course_files(nbs/w)}
@@ -244,20 +222,17 @@ def update(work:str|Path="work",   # the folder of your copies
 
 # %% ../nbs/lib/06_exercises.ipynb #55bfb65b
 def _update_one(course:Path, mine:Path, base:Path) -> Change:
-    "Update one file, given the course's version, the learner's, and the version the learner started from."
+    "Update one file: the course's version, the learner's, and the one the learner started from."
     if not course.exists(): return Change(mine, "gone", "The course no longer has it; yours stays.")
-    if not mine.exists():
-        _copy(course, base)
-        _copy(course, mine)
-        return Change(mine, "copied")
-    new = _sources(course)
-    if base.exists() and _sources(base) == new: return Change(mine, "current")
+    if not mine.exists(): return _first_copy(course, mine, base)
+    new, before = _sources(course), _sources(base) if base.exists() else None
+    if before == new: return Change(mine, "current")
     try: state = _sources(mine)
-    except UsageError: state = None   # the learner's file is damaged: treat it as changed, and offer the new one
+    except UsageError: state = ""   # the learner's file is damaged: it counts as changed
     if state == new: action = Change(mine, "current")
-    elif base.exists() and state == _sources(base):
+    elif state == before:
         action = Change(mine, "refreshed")
-        if _has_outputs(mine):
+        if mine.suffix == ".ipynb" and any(c.get("outputs") for c in read_cells(mine)):
             kept = _free(mine, "old", mine)
             _copy(mine, kept)
             action.note = f"Your copy with its outputs is {kept.name}."
@@ -265,7 +240,8 @@ def _update_one(course:Path, mine:Path, base:Path) -> Change:
     else:
         offered = _free(mine, "new", course)
         _copy(course, offered)
-        action = Change(mine, "yours", f"The new version is {offered.name}.", notebook_diff(base if base.exists() else mine, course))
+        diff = notebook_diff(base if base.exists() else mine, course)
+        action = Change(mine, "yours", f"The new version is {offered.name}.", diff)
     _copy(course, base)
     return action
 
@@ -277,21 +253,21 @@ class LessonProgress:
     passed: list[str]     # names of the exercises
     open: list[str]       # names of those to do
 
-    def __str__(self): return f"{self.lesson}: {len(self.passed)} of {len(self.passed) + len(self.open)}"
+    def __str__(self):
+        return f"{self.lesson}: {len(self.passed)} of {len(self.passed) + len(self.open)}"
 
-def progress(work:str|Path="work",     # the folder of your copies
-             root:str|Path|None=None,  # the checkout of the course; looked for when None
-            ) -> list[LessonProgress]: # in course order; lessons without exercises are left out
-    "What you have passed, lesson by lesson. Works on your copies alone where there is no checkout."
-    folders = [Path(work)]
-    try: folders.append(course_root(root)/"nbs")
-    except CourseError: pass
-    names: dict[str, dict[str, None]] = {}
-    for folder in folders:
-        for path in sorted(folder.glob("[!.]*/[0-9][0-9]_*.ipynb")):
-            try: cells = read_cells(path)
-            except UsageError: continue   # a damaged copy: the course's own tells its exercises
-            for x in find_exercises(cells): names.setdefault(x.lesson, {}).setdefault(x.name)
-    done = passed()
-    order = sorted((lesson for lesson in names if not lesson.startswith("lib/")), key=lambda l: (not l.startswith("week"), l))
-    return [LessonProgress(l, [n for n in names[l] if n in done.get(l, {})], [n for n in names[l] if n not in done.get(l, {})]) for l in order]
+def progress(work:str|Path="work", root:str|Path|None=None) -> list[LessonProgress]:
+    "What you have passed, lesson by lesson. Needs no checkout where your copies are."
+    folders, names, done = [Path(work)], {}, passed()
+    with suppress(CourseError): folders.append(course_root(root)/"nbs")
+    for path in (p for folder in folders for p in sorted(folder.glob("[!.]*/[0-9][0-9]_*.ipynb"))):
+        try: cells = read_cells(path)
+        except UsageError: continue   # a damaged copy: the course's own tells its exercises
+        for x in find_exercises(cells): names.setdefault(x.lesson, {})[x.name] = x
+    found = []
+    for lesson in sorted(filter(None, names), key=lambda name: course_key(PurePath(name))):
+        if lesson.partition("/")[0] in MACHINERY: continue
+        have = done.get(lesson, {})
+        found.append(LessonProgress(lesson, [n for n in names[lesson] if n in have],
+                                    [n for n in names[lesson] if n not in have]))
+    return found

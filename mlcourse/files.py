@@ -4,15 +4,16 @@
 
 # %% ../nbs/lib/00_files.ipynb #cdede8e5
 from __future__ import annotations
-import hashlib, json, os, shutil, sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+import hashlib, json, os, shutil, sys, tempfile, traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['Progress', 'CourseError', 'UsageError', 'write_atomic', 'write_json', 'read_json', 'files_in', 'size_of', 'digest',
-           'cache_dir', 'state_dir', 'locked', 'derived', 'no_progress', 'progress_bar']
+__all__ = ['Progress', 'CourseError', 'UsageError', 'explain', 'write_atomic', 'write_json', 'read_json', 'files_in', 'size_of',
+           'digest', 'cache_dir', 'state_dir', 'locked', 'derived', 'no_progress', 'progress_bar', 'duration',
+           'markdown_table', 'console']
 
 # %% ../nbs/lib/00_files.ipynb #c306a7af
 class CourseError(RuntimeError):
@@ -23,10 +24,32 @@ class UsageError(CourseError, ValueError):
     "Something was asked for that cannot be; nothing was started."
     exit_code = 2
 
+# %% ../nbs/lib/00_files.ipynb #93d212cd
+def explain(e:Exception) -> int:   # exit code
+    "Say on standard error what went wrong, in a sentence."
+    if os.environ.get("MLCOURSE_DEBUG"): traceback.print_exception(e)
+    if isinstance(e, BrokenPipeError):   # the reader went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    elif isinstance(e, CourseError): print(e, file=sys.stderr)
+    elif isinstance(e, OSError) and e.strerror:
+        print(f"{e.strerror}: {e.filename}." if e.filename else f"{e.strerror}.", file=sys.stderr)
+    else:
+        print(f"Something went wrong that should not have ({type(e).__name__}: {e}). "
+              f"The details are in {_save_traceback(e)}; please send them with your report. "
+              "MLCOURSE_DEBUG=1 shows them.", file=sys.stderr)
+    return getattr(e, "exit_code", 1)
+
+def _save_traceback(e:BaseException) -> Path:
+    "Write the traceback to the log folder, or where that cannot be written to the temporary one."
+    from platformdirs import user_log_path
+    name = f"error-{datetime.now():%Y%m%d-%H%M%S}.txt"
+    for folder in (user_log_path("mlcourse"), Path(tempfile.gettempdir())):
+        try: return write_atomic(folder/name, "".join(traceback.format_exception(e)))
+        except OSError: continue
+    return Path(os.devnull)
+
 # %% ../nbs/lib/00_files.ipynb #6fe57d10
-def write_atomic(path:str|Path,
-                 data:str|bytes,   # text is written as UTF-8
-                ) -> Path:         # `path`
+def write_atomic(path:str|Path, data:str|bytes) -> Path:   # `path`; text is written as UTF-8
     "Write a file so that it holds either all of `data` or what it held before. Raises `OSError`."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,9 +69,9 @@ def write_json(path:str|Path, value) -> Path:   # `path`
 
 # %% ../nbs/lib/00_files.ipynb #5fdae04c
 def read_json(path:str|Path,
-              ok:Callable[[object], bool]=lambda value: isinstance(value, dict),   # is this what it should be?
+              ok:Callable=lambda value: isinstance(value, dict),   # is this what it should be?
              ) -> tuple[object|None, Path|None]:   # the value, and where a damaged file was put
-    "Read a small JSON file. One that is absent gives None; one that is not right is set aside, never lost."
+    "Read a small JSON file. An absent one gives None; a damaged one is set aside, never lost."
     path = Path(path)
     try: value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError: return None, None
@@ -69,8 +92,7 @@ def size_of(path:Path) -> int:   # bytes
     return path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in files_in(path))
 
 # %% ../nbs/lib/00_files.ipynb #ea86e285
-def digest(path:str|Path,  # a file or a folder
-          ) -> str:        # 64 hexadecimal digits
+def digest(path:str|Path) -> str:   # 64 hexadecimal digits
     "The SHA-256 of a file, or of the list of a folder's files with theirs."
     path = Path(path)
     if path.is_dir():
@@ -79,8 +101,7 @@ def digest(path:str|Path,  # a file or a folder
     with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
 
 # %% ../nbs/lib/00_files.ipynb #a61ebc09
-def _folder(given:str|None, place:Callable, variable:str) -> Path:
-    "An existing folder: the one given, or the system's."
+def _folder(given:str|None, place:Callable, variable:str) -> Path:   # given, or the system's
     path = Path(given or place("mlcourse", appauthor=False)).expanduser()
     try: path.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -89,7 +110,7 @@ def _folder(given:str|None, place:Callable, variable:str) -> Path:
     return path
 
 def cache_dir() -> Path:  # an existing folder
-    "The folder for downloaded and derived files: `MLCOURSE_CACHE`, or the system's cache directory."
+    "The folder for what is fetched and derived: `MLCOURSE_CACHE`, or the system's cache directory."
     from platformdirs import user_cache_path
     return _folder(os.environ.get("MLCOURSE_CACHE"), user_cache_path, "MLCOURSE_CACHE")
 
@@ -112,7 +133,8 @@ def locked(path:str|Path,              # what the lock belongs to; the lock lies
     lock = FileLock(f"{path}.lock")
     try: lock.acquire(timeout=2 if timeout is None else timeout)
     except Timeout:
-        if timeout is not None: raise CourseError(busy or f"Another process holds {path}. Wait for it.") from None
+        if timeout is not None:
+            raise CourseError(busy or f"Another process holds {path}. Wait for it.") from None
         print(f"Waiting for another process that is preparing {path.name} ...", file=sys.stderr)
         lock.acquire()
     try: yield
@@ -122,7 +144,7 @@ def locked(path:str|Path,              # what the lock belongs to; the lock lies
 def derived(name:str,                       # what it is, as a file name
             build:Callable[[Path], object], # fills the empty folder it is given
             key:str="1",                    # version of the recipe and of its inputs
-           ) -> Path:                       # the finished folder, from the cache if it was made before
+           ) -> Path:                       # the finished folder, new or from the cache
     "A folder that `build` makes once. When `build` raises, nothing is left behind."
     final = cache_dir()/"derived"/f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     if final.is_dir(): return final
@@ -131,11 +153,10 @@ def derived(name:str,                       # what it is, as a file name
         tmp = final.with_name(final.name + ".tmp")
         shutil.rmtree(tmp, ignore_errors=True)
         tmp.mkdir()
-        try: build(tmp)
-        except BaseException:
-            shutil.rmtree(tmp, ignore_errors=True)
-            raise
-        tmp.replace(final)
+        try:
+            build(tmp)
+            tmp.replace(final)
+        finally: shutil.rmtree(tmp, ignore_errors=True)
     return final
 
 # %% ../nbs/lib/00_files.ipynb #35b51397
@@ -154,8 +175,32 @@ def progress_bar(label:str,             # what it is
         return
     from rich.console import Console
     from rich import progress as bars
-    columns = [bars.TextColumn("{task.description}", markup=False), bars.BarColumn()]
-    columns += [bars.DownloadColumn(), bars.TransferSpeedColumn()] if unit == "bytes" else [bars.MofNCompleteColumn()]
-    with bars.Progress(*columns, bars.TimeRemainingColumn(), transient=True, console=Console(stderr=True)) as bar:
+    if unit == "bytes": counts = (bars.DownloadColumn(), bars.TransferSpeedColumn())
+    else: counts = (bars.MofNCompleteColumn(),)
+    columns = (bars.TextColumn("{task.description}", markup=False), bars.BarColumn(), *counts)
+    with bars.Progress(*columns, bars.TimeRemainingColumn(), transient=True,
+                       console=Console(stderr=True)) as bar:
         task = bar.add_task(label, total=None)
-        yield lambda done, total, what="": bar.update(task, completed=done, total=total, description=what or label)
+        def progress(done, total, what=""):
+            bar.update(task, completed=done, total=total, description=what or label)
+        yield progress
+
+# %% ../nbs/lib/00_files.ipynb #6d18fce7
+def duration(seconds:float|None) -> str:   # empty for None
+    "Seconds as people say them."
+    if seconds is None: return ""
+    if seconds < 100: return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+def markdown_table(head:Sequence, rows:Iterable[Sequence]) -> str:
+    "A table in markdown, a line a row."
+    def cell(text): return str(text).replace("|", "\\|").replace("\n", "<br>")
+    lines = (" | ".join(map(cell, row)) for row in (head, ["---"] * len(head), *rows))
+    return "\n".join(f"| {line} |" for line in lines)
+
+def console():
+    "A rich console; where nobody watches, wide enough for the paths."
+    from rich.console import Console
+    wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(width=140) if wide else Console()

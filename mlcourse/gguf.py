@@ -4,10 +4,9 @@
 
 # %% ../nbs/week2/05_ship.ipynb #bf9d967e
 from __future__ import annotations
-import errno, hashlib, json, math, os, re, shutil, sys, tempfile, time
-from collections.abc import Callable, Iterator
+import errno, hashlib, json, math, os, re, shutil, tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
@@ -15,87 +14,102 @@ import gguf
 import numpy as np
 import torch
 import typer
-from .files import CourseError
+from .course import command
+from .files import CourseError, Progress, no_progress, progress_bar, size_of, write_atomic
 from .llm import LLMError, OpenAIEngine, model_path
 
 # %% auto #0
-__all__ = ['DTYPES', 'Q', 'F', 'TYPES', 'ARCHITECTURES', 'TABLES', 'LLAMA3_SPLIT', 'CHUNK', 'KEYWORDS', 'CARD', 'GGUFError',
-           'merge', 'check_folder', 'interleave', 'rope_divisors', 'Planned', 'plan_tensors', 'pre_tokenizer',
-           'export_gguf', 'tokenize', 'next_logprobs', 'reference_logprobs', 'render_go', 'go_template', 'modelfile',
-           'read_modelfile', 'adapter_card', 'main']
+__all__ = ['ADVICE', 'DTYPES', 'Q', 'F', 'TYPES', 'ARCHITECTURES', 'TABLES', 'LLAMA3_SPLIT', 'CHUNK', 'CONTENT', 'KEYWORDS',
+           'GGUFError', 'merge', 'check_folder', 'interleave', 'rope_divisors', 'Planned', 'plan_tensors',
+           'pre_tokenizer', 'export_gguf', 'tokenize', 'next_logprobs', 'reference_logprobs', 'render_go',
+           'go_template', 'modelfile', 'read_modelfile', 'main']
 
 # %% ../nbs/week2/05_ship.ipynb #8de430f0
 class GGUFError(CourseError):
     "Something about an export that a user can put right; the message says how."
 
+ADVICE = "Use llama.cpp's convert_hf_to_gguf.py for this model."
+
 # %% ../nbs/week2/05_ship.ipynb #aa8e6b75
 DTYPES = dict(bf16=torch.bfloat16, fp16=torch.float16, fp32=torch.float32)
 
-def merge(base:str|Path,       # folder of the model that the adapter was trained on, in 16 or 32 bits
+def _known(what:str, name:str, names) -> None:
+    if name not in names:
+        raise GGUFError(f"There is no {what} {name!r}. Use one of {', '.join(names)}.")
+
+def merge(base:str|Path,       # folder of the model, in 16 or 32 bits, that the adapter is for
           adapter:str|Path,    # folder with `adapter_config.json` and `adapter_model.safetensors`
           out:str|Path,        # folder for the merged model; replaced if it is there
           dtype:str="fp16",    # fp16, fp32, or bf16, which rounds most
          ) -> Path:            # `out`
-    "Add a LoRA to its base and save an ordinary model folder (Hu et al., 2021, section 4.1). Raises `GGUFError`."
+    "Add a LoRA to its base (Hu et al., 2021, section 4.1) and save a model. Raises `GGUFError`."
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    base, adapter, out = Path(base), Path(adapter), Path(out)
-    if dtype not in DTYPES: raise GGUFError(f"There is no dtype {dtype!r}. Use one of {', '.join(DTYPES)}.")
-    if not (adapter/"adapter_config.json").is_file(): raise GGUFError(f"{adapter} holds no adapter_config.json, so it is no adapter.")
-    check_folder(base)
+    base, adapter, out = check_folder(base), Path(adapter), Path(out)
+    _known("dtype", dtype, DTYPES)
+    if not (adapter/"adapter_config.json").is_file():
+        raise GGUFError(f"{adapter} holds no adapter_config.json, so it is no adapter.")
     tmp = out.with_name(out.name + ".tmp")
     shutil.rmtree(tmp, ignore_errors=True)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=DTYPES[dtype])
     try: model = PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True)
-    except (ValueError, RuntimeError) as e: raise GGUFError(f"{adapter} cannot be merged into {base}: {str(e).splitlines()[0]}") from e
+    except (ValueError, RuntimeError) as e:
+        why = str(e).splitlines()[0]
+        raise GGUFError(f"{adapter} cannot be merged into {base}: {why}") from e
     model.save_pretrained(tmp)
     AutoTokenizer.from_pretrained(base).save_pretrained(tmp)
     shutil.rmtree(out, ignore_errors=True)
     tmp.replace(out)
     return out
 
-def check_folder(folder:str|Path) -> Path:
+def check_folder(folder:str|Path) -> Path:   # `folder`
     "Refuse what is no folder of plain weights. Raises `GGUFError`."
     folder = Path(folder)
+    config, is_adapter = folder/"config.json", (folder/"adapter_config.json").is_file()
     if not folder.is_dir(): raise GGUFError(f"There is no folder {folder}.")
-    if not (folder/"config.json").is_file():
-        if (folder/"adapter_config.json").is_file(): raise GGUFError(f"{folder} is an adapter, not a model. Merge it first: mlcourse gguf BASE OUT --adapter {folder}")
-        raise GGUFError(f"{folder} holds no config.json, so it is no model folder.")
-    if not any(folder.glob("*.safetensors")): raise GGUFError(f"{folder} holds no .safetensors weights. Save the model with `save_pretrained` first.")
-    if "quantization_config" in json.loads((folder/"config.json").read_text(encoding="utf-8")):
-        raise GGUFError(f"The weights in {folder} are quantized already. Start from the 16-bit model, and merge the adapter into that.")
-    return folder
+    if not config.is_file():
+        why = (f"is an adapter. Merge it first: mlcourse gguf BASE OUT --adapter {folder}"
+               if is_adapter else "holds no config.json, so it is no model folder.")
+    elif not any(folder.glob("*.safetensors")):
+        why = "holds no .safetensors weights. Save the model with `save_pretrained` first."
+    elif "quantization_config" in json.loads(config.read_text(encoding="utf-8")):
+        why = "is quantized already. Start from the 16-bit model, and merge the adapter into that."
+    else: return folder
+    raise GGUFError(f"{folder} {why}")
 
 # %% ../nbs/week2/05_ship.ipynb #cf54f09d
 Q = gguf.GGMLQuantizationType
 F = gguf.LlamaFileType
-TYPES = {   # name: type of the matrices, of the embedding and the head, and the number that GGUF gives to such a file
-    "f32": (Q.F32, Q.F32, F.ALL_F32), "f16": (Q.F16, Q.F16, F.MOSTLY_F16), "bf16": (Q.BF16, Q.BF16, F.MOSTLY_BF16),
-    "q8_0": (Q.Q8_0, Q.Q8_0, F.MOSTLY_Q8_0), "q5_1": (Q.Q5_1, Q.Q8_0, F.MOSTLY_Q5_1), "q5_0": (Q.Q5_0, Q.Q8_0, F.MOSTLY_Q5_0),
+TYPES = {   # name: type of the matrices, of embedding and head, and GGUF's number for such a file
+    "f32": (Q.F32, Q.F32, F.ALL_F32), "f16": (Q.F16, Q.F16, F.MOSTLY_F16),
+    "bf16": (Q.BF16, Q.BF16, F.MOSTLY_BF16), "q8_0": (Q.Q8_0, Q.Q8_0, F.MOSTLY_Q8_0),
+    "q5_1": (Q.Q5_1, Q.Q8_0, F.MOSTLY_Q5_1), "q5_0": (Q.Q5_0, Q.Q8_0, F.MOSTLY_Q5_0),
     "q4_1": (Q.Q4_1, Q.Q8_0, F.MOSTLY_Q4_1), "q4_0": (Q.Q4_0, Q.Q8_0, F.MOSTLY_Q4_0)}
 ARCHITECTURES = ("LlamaForCausalLM",)
-TABLES = ("token_embd.weight", "output.weight")   # the embedding and the head: 8 bits where the rest has fewer
+TABLES = ("token_embd.weight", "output.weight")   # embedding and head: never below 8 bits
 
 # %% ../nbs/week2/05_ship.ipynb #afdfcb21
 def interleave(weight,           # array or tensor, shape (n_head * head_dim, ...)
                n_head:int,       # heads of this projection
               ):                 # the same rows, in llama.cpp's order
-    "Reorder the rows of a Q or K projection from rotary halves to rotary pairs (as in llama.cpp's conversion of Llama)."
+    "Reorder the rows of a Q or K projection from rotary halves to rotary pairs, as llama.cpp does."
     half = weight.shape[0] // n_head // 2
-    return weight.reshape(n_head, 2, half, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+    pairs = weight.reshape(n_head, 2, half, *weight.shape[1:]).swapaxes(1, 2)
+    return pairs.reshape(weight.shape)
 
 # %% ../nbs/week2/05_ship.ipynb #b1811de4
 def rope_divisors(config,                # a transformers configuration with `rope_parameters`
                  ) -> np.ndarray|None:   # shape (head_dim / 2,), float32; None without scaling
-    "What each rotary frequency is divided by under Llama 3's scaling (Llama 3.1, 2024). Raises `GGUFError` for another scaling."
-    rope = config.rope_parameters
-    kind = rope.get("rope_type", "default")
+    "What Llama 3's scaling divides each rotary frequency by. Raises `GGUFError` for another one."
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+    rope, kind = config.rope_parameters, config.rope_parameters.get("rope_type", "default")
     if kind == "default": return None
-    if kind != "llama3": raise GGUFError(f"This model scales its rotary frequencies by {kind!r}, which the exporter does not know. Use llama.cpp's convert_hf_to_gguf.py.")
-    wavelength = 2 * np.pi * rope["rope_theta"] ** (np.arange(0, config.head_dim, 2) / config.head_dim)
-    context, low, high = rope["original_max_position_embeddings"], rope["low_freq_factor"], rope["high_freq_factor"]
-    smooth = np.clip((context / wavelength - low) / (high - low), 0, 1)      # 0: a slow frequency, wholly stretched; 1: left alone
-    return (1 / ((1 - smooth) / rope["factor"] + smooth)).astype(np.float32)
+    if kind != "llama3":
+        raise GGUFError(f"This model scales its rotary frequencies by {kind!r}, which the exporter "
+                        f"does not know. {ADVICE}")
+    scaled, _ = ROPE_INIT_FUNCTIONS[kind](config, "cpu")
+    plain = rope["rope_theta"] ** -(np.arange(0, config.head_dim, 2) / config.head_dim)
+    return (plain / scaled.numpy()).astype(np.float32)
 
 # %% ../nbs/week2/05_ship.ipynb #fc703165
 @dataclass(frozen=True)
@@ -118,95 +132,118 @@ def plan_tensors(config,                             # a transformers configurat
                  shapes:dict[str, tuple[int, ...]],  # of the weights, by transformers' names
                  type:str="q8_0",                    # a key of `TYPES`
                 ) -> list[Planned]:                  # in the order of the file
-    "Name, order and type of every tensor. Raises `GGUFError` for an architecture, a type or a tensor that it does not know."
-    if type not in TYPES: raise GGUFError(f"There is no type {type!r}. Use one of {', '.join(TYPES)}. For Q4_K and its kin, write f16 and run llama-quantize.")
+    "Name, order and type of every tensor. Raises `GGUFError` for anything that it does not know."
+    _known("type", type, TYPES)
     kind = (config.architectures or ["an unnamed architecture"])[0]
     if kind not in ARCHITECTURES:
-        raise GGUFError(f"This exporter writes {', '.join(ARCHITECTURES)}, and the model is {kind}. Use llama.cpp's convert_hf_to_gguf.py for it.")
+        raise GGUFError(f"This exporter writes {', '.join(ARCHITECTURES)}, not {kind}. {ADVICE}")
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    tied = config.tie_word_embeddings
+    n_head = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     plan = []
     for source, shape in shapes.items():
-        if source.endswith("rotary_emb.inv_freq") or (tied and source == "lm_head.weight"): continue
+        tied = config.tie_word_embeddings and source == "lm_head.weight"
+        if source.endswith("rotary_emb.inv_freq") or tied: continue
         name = names.get_name(source, try_suffixes=(".weight", ".bias"))
-        if name is None: raise GGUFError(f"The model has a tensor {source}, for which llama.cpp's Llama has no name. Is it a plain Llama?")
-        heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(name.split(".")[-2], 0)
+        if name is None:
+            raise GGUFError(f"The model has a tensor {source}, for which llama.cpp's Llama has "
+                            "no name. Is it a plain Llama?")
         qtype = Q.F32 if len(shape) == 1 else TYPES[type][name in TABLES]
-        if shape[-1] % gguf.GGML_QUANT_SIZES[qtype][0]: qtype = Q.F16                       # the rows are no whole number of blocks
+        if shape[-1] % gguf.GGML_QUANT_SIZES[qtype][0]: qtype = Q.F16   # rows are no whole blocks
+        heads = n_head.get(name.split(".")[-2], 0)
         plan.append(Planned(name, source, tuple(shape), qtype, heads))
-    if rope_divisors(config) is not None: plan.append(Planned("rope_freqs.weight", "", (config.head_dim // 2,), Q.F32))
-    def place(t): return (not t.name.startswith(("token_embd", "rope")), int(t.name.split(".")[1]) if t.name.startswith("blk.") else 10**6)
+    if rope_divisors(config) is not None:
+        plan.append(Planned("rope_freqs.weight", "", (config.head_dim // 2,), Q.F32))
+    def place(t):   # the embedding first, then layer by layer
+        layer = int(t.name.split(".")[1]) if t.name.startswith("blk.") else 10**6
+        return not t.name.startswith(("token_embd", "rope")), layer
     return sorted(plan, key=place)
 
 # %% ../nbs/week2/05_ship.ipynb #b6fab02e
-LLAMA3_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+LLAMA3_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+                r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 
 def pre_tokenizer(spec:dict,     # the content of a tokenizer.json
                  ) -> str:       # llama.cpp's name for its rule
-    "Which splitting rule a byte-level BPE tokenizer uses. Raises `GGUFError` if llama.cpp's name for it is not known here."
-    advice = "Use llama.cpp's convert_hf_to_gguf.py for this model."
+    "Which splitting rule a byte-level BPE uses. Raises `GGUFError` if its name is not known here."
     if spec["model"].get("type") != "BPE" or spec["model"].get("byte_fallback"):
-        raise GGUFError(f"The tokenizer is no byte-level BPE (Llama 2 and Mistral have SentencePiece's kind). {advice}")
-    if spec.get("normalizer"): raise GGUFError(f"The tokenizer rewrites text before it splits it, which byte-level BPE in a GGUF cannot. {advice}")
+        raise GGUFError("The tokenizer is no byte-level BPE (Llama 2 and Mistral have "
+                        f"SentencePiece's kind). {ADVICE}")
+    if spec.get("normalizer"):
+        raise GGUFError("The tokenizer rewrites text before it splits it, which byte-level BPE "
+                        f"in a GGUF cannot. {ADVICE}")
     outer = spec.get("pre_tokenizer") or {}
     steps = outer.get("pretokenizers", [outer])
-    kinds = [s.get("type") for s in steps]
-    if kinds == ["ByteLevel"] and steps[0].get("use_regex", True): return "gpt-2"
-    if kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits") and steps[1].get("use_regex", True): return "smollm"
-    if kinds == ["Split", "ByteLevel"] and steps[0]["pattern"].get("Regex") == LLAMA3_SPLIT: return "llama-bpe"
-    raise GGUFError(f"The tokenizer splits text by a rule that is not known here ({', '.join(map(str, kinds))}). {advice}")
+    kinds, last = [s.get("type") for s in steps], steps[-1].get("use_regex", True)
+    if kinds == ["ByteLevel"] and last: return "gpt-2"
+    if kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits") and last:
+        return "smollm"
+    if kinds == ["Split", "ByteLevel"] and steps[0]["pattern"].get("Regex") == LLAMA3_SPLIT:
+        return "llama-bpe"
+    raise GGUFError("The tokenizer splits text by a rule that is not known here "
+                    f"({', '.join(map(str, kinds))}). {ADVICE}")
 
 # %% ../nbs/week2/05_ship.ipynb #5ae39c47
 def _add_tokenizer(w:gguf.GGUFWriter, folder:Path, n_vocab:int):
     "Vocabulary, merges, special tokens and chat template of the folder's tokenizer."
     from transformers import AutoTokenizer
     try: spec = json.loads((folder/"tokenizer.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as e: raise GGUFError(f"{folder} holds no tokenizer.json. Save the tokenizer there: tok.save_pretrained(folder)") from e
-    tokens = {i: t for t, i in spec["model"]["vocab"].items()} | {a["id"]: a["content"] for a in spec["added_tokens"]}
-    if max(tokens) >= n_vocab: raise GGUFError(f"The tokenizer knows {max(tokens) + 1:,} tokens and the model only {n_vocab:,}. Resize the embedding, or take the model's own tokenizer.")
-    special = {a["id"]: a["special"] or bool(re.fullmatch(r"<\|.*\|>", a["content"])) for a in spec["added_tokens"]}
-    kinds = {True: gguf.TokenType.CONTROL, False: gguf.TokenType.USER_DEFINED}
-    w.add_tokenizer_model("gpt2")                      # llama.cpp's word for byte-level BPE
+    except FileNotFoundError as e:
+        raise GGUFError(f"{folder} holds no tokenizer.json. Save the tokenizer there: "
+                        "tok.save_pretrained(folder)") from e
+    tokens, kind = {i: t for t, i in spec["model"]["vocab"].items()}, gguf.TokenType
+    kinds = dict.fromkeys(tokens, kind.NORMAL)
+    for a in spec["added_tokens"]:
+        special = a["special"] or re.fullmatch(r"<\|.*\|>", a["content"])
+        tokens[a["id"]] = a["content"]
+        kinds[a["id"]] = kind.CONTROL if special else kind.USER_DEFINED
+    if max(tokens) >= n_vocab:
+        raise GGUFError(f"The tokenizer knows {max(tokens) + 1:,} tokens and the model only "
+                        f"{n_vocab:,}. Resize the embedding, or take the model's own tokenizer.")
+    w.add_tokenizer_model("gpt2")   # llama.cpp's word for byte-level BPE
     w.add_tokenizer_pre(pre_tokenizer(spec))
     w.add_token_list([tokens.get(i, f"[PAD{i}]") for i in range(n_vocab)])
-    w.add_token_types([kinds[special[i]] if i in special else gguf.TokenType.NORMAL if i in tokens else gguf.TokenType.UNUSED for i in range(n_vocab)])
+    w.add_token_types([kinds.get(i, kind.UNUSED) for i in range(n_vocab)])
     gguf.SpecialVocab(folder, load_merges=True, n_vocab=n_vocab).add_to_gguf(w)
-    tok = AutoTokenizer.from_pretrained(folder)
     if gguf.Keys.Tokenizer.ADD_BOS not in w.kv_data[0]:
-        w.add_add_bos_token(tok.bos_token_id is not None and tok("a").input_ids[:1] == [tok.bos_token_id])
+        w.add_add_bos_token(bool(_bos(AutoTokenizer.from_pretrained(folder))))
+
+def _bos(tok) -> str:
+    "The token that a tokenizer puts before every text; empty when it puts none."
+    begins = tok.bos_token and tok("a").input_ids[:1] == [tok.bos_token_id]
+    return tok.bos_token if begins else ""
 
 # %% ../nbs/week2/05_ship.ipynb #19248461
-class _Weights:
-    "The tensors of a folder, read in slices."
-    def __init__(self, folder:Path):
-        from safetensors import safe_open
-        self.open = {f: safe_open(f, framework="pt") for f in sorted(folder.glob("*.safetensors"))}
-        self.where = {name: f for f, h in self.open.items() for name in h.keys()}
-        index = folder/"model.safetensors.index.json"
-        if index.is_file() and (lost := set(json.loads(index.read_text(encoding="utf-8"))["weight_map"]) - set(self.where)):
-            raise GGUFError(f"{folder} is incomplete: {len(lost)} tensors of its index are missing, {min(lost)} for one. Fetch the model again.")
-
-    def slice(self, name:str): return self.open[self.where[name]].get_slice(name)
-    def shapes(self) -> dict[str, tuple[int, ...]]: return {n: tuple(self.slice(n).get_shape()) for n in self.where}
+def _open(folder:Path) -> dict[str, object]:   # tensor: the open file that holds it
+    "The weights of a folder, to be read in slices."
+    from safetensors import safe_open
+    files = [safe_open(f, framework="pt") for f in sorted(folder.glob("*.safetensors"))]
+    held = {name: f for f in files for name in f.keys()}
+    index = folder/"model.safetensors.index.json"
+    listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"] if index.is_file() else ()
+    if lost := set(listed) - set(held):
+        raise GGUFError(f"{folder} is incomplete: {len(lost)} tensors of its index are missing, "
+                        f"{min(lost)} for one. Fetch the model again.")
+    return held
 
 CHUNK = 2**24   # numbers converted at a time: 64 MiB in fp32
 
-def _pieces(t:Planned, weights:_Weights, config) -> Iterator[np.ndarray]:
+def _pieces(t:Planned, weights:dict, config) -> Iterator[np.ndarray]:
     "The bytes of a tensor, a few rows at a time."
     if not t.source:
         yield rope_divisors(config)
         return
-    rows, source = t.shape[0], weights.slice(t.source)
-    step = max(1, CHUNK // max(1, math.prod(t.shape[1:])))
-    if t.n_head: step = max(1, step // (rows // t.n_head)) * (rows // t.n_head)      # whole heads, or their rows cannot be interleaved
+    rows, source = t.shape[0], weights[t.source].get_slice(t.source)
+    head = rows // t.n_head if t.n_head else 1   # rows that cannot be interleaved apart
+    step = max(1, CHUNK // math.prod(t.shape[1:]) // head) * head
     for start in range(0, rows, step):
         part = source[start:start + step].float().numpy()
-        if t.n_head: part = interleave(part, part.shape[0] * t.n_head // rows)
+        if t.n_head: part = interleave(part, len(part) // head)
         packed = gguf.quantize(np.ascontiguousarray(part), t.qtype)
-        if t.qtype == Q.F16 and not np.isfinite(packed).all(): raise GGUFError(f"{t.source} has weights beyond the range of f16 (65,504). Use bf16, or q8_0.")
+        if t.qtype == Q.F16 and not np.isfinite(packed).all():
+            raise GGUFError(f"{t.source} has weights beyond the range of f16 (65,504). "
+                            "Use bf16, or q8_0.")
         yield packed
 
-# %% ../nbs/week2/05_ship.ipynb #d674083c
 def _header(folder:Path, config, plan:list[Planned], type:str) -> bytes:
     "Everything before the weights, padded."
     w = gguf.GGUFWriter(None, "llama")
@@ -217,9 +254,8 @@ def _header(folder:Path, config, plan:list[Planned], type:str) -> bytes:
     w.add_feed_forward_length(config.intermediate_size)
     w.add_head_count(config.num_attention_heads)
     w.add_head_count_kv(config.num_key_value_heads)
-    w.add_key_length(config.head_dim)
-    w.add_value_length(config.head_dim)
-    w.add_rope_dimension_count(config.head_dim)
+    for add in (w.add_key_length, w.add_value_length, w.add_rope_dimension_count):
+        add(config.head_dim)
     w.add_rope_freq_base(config.rope_parameters["rope_theta"])
     w.add_layer_norm_rms_eps(config.rms_norm_eps)
     w.add_vocab_size(config.vocab_size)
@@ -239,206 +275,195 @@ def _header(folder:Path, config, plan:list[Planned], type:str) -> bytes:
 def export_gguf(folder:str|Path,          # a Llama-type model's folder, such as `merge` writes
                 out:str|Path,             # the .gguf file; replaced if it is there
                 type:str="q8_0",          # a key of `TYPES`
-                said:Callable[[int, int], None]=lambda done, total: None,  # told bytes written and bytes in all, after each tensor
+                progress:Progress=no_progress,  # told bytes written, and in all, after each tensor
                ) -> Path:                 # `out`
-    "Write a model as GGUF, a few rows at a time, and go on where a killed run stopped. Raises `GGUFError`."
+    "Write a model as GGUF, and go on where a killed run stopped. Raises `GGUFError`."
     from transformers import AutoConfig
     folder, out = check_folder(folder), Path(out)
-    config, weights = AutoConfig.from_pretrained(folder), _Weights(folder)
-    plan = plan_tensors(config, weights.shapes(), type)
+    config, weights = AutoConfig.from_pretrained(folder), _open(folder)
+    shapes = {name: tuple(f.get_slice(name).get_shape()) for name, f in weights.items()}
+    plan = plan_tensors(config, shapes, type)
     header, align = _header(folder, config, plan, type), gguf.GGUF_DEFAULT_ALIGNMENT
-    ends = np.cumsum([len(header)] + [t.nbytes + -t.nbytes % align for t in plan]).tolist()
+    padded = [t.nbytes + -t.nbytes % align for t in plan]
+    ends = np.cumsum([len(header), *padded]).tolist()
     out.parent.mkdir(parents=True, exist_ok=True)
     part = _part(out, folder, header)
     have = part.stat().st_size if part.exists() else 0
-    done = sum(e <= have for e in ends) - 1                      # tensors that are whole; -1 if not even the header is
     need, free = ends[-1] - have, shutil.disk_usage(out.parent).free
-    if need > free: raise GGUFError(f"{out.name} needs {need / 1e9:.2f} GB more on the disk of {out.parent}, and {free / 1e9:.2f} GB are free. Make room, or take fewer bits than {type}.")
-    try: _write(part, header, plan, ends, max(done, 0), weights, config, said)
+    if need > free:
+        raise GGUFError(f"{out.name} needs {need / 1e9:.2f} GB more on the disk of {out.parent}, "
+                        f"and {free / 1e9:.2f} GB are free. Make room, or take fewer bits.")
+    try: _write(part, header, plan, ends, weights, config, progress)
     except OSError as e:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT): raise
-        raise GGUFError(f"The disk of {out.parent} is full. What is written is kept: make room and run the same again to go on.") from e
+        raise GGUFError(f"The disk of {out.parent} is full. What is written is kept: make room and "
+                        "run the same again to go on.") from e
     part.replace(out)
     return out
 
 def _part(out:Path, folder:Path, header:bytes) -> Path:
-    "The file that grows. Its name holds a hash of the header and of the weights' sizes and times, so that it is never continued with others."
-    stats = [(f.name, s.st_size, s.st_mtime_ns) for f in sorted(folder.glob("*.safetensors")) for s in [f.stat()]]
-    key = hashlib.sha256(header + repr(stats).encode()).hexdigest()[:12]
+    "The file that grows. Its name holds a hash of header and weights: others never continue it."
+    files = [(f.name, f.stat()) for f in sorted(folder.glob("*.safetensors"))]
+    seen = repr([(name, s.st_size, s.st_mtime_ns) for name, s in files])
+    key = hashlib.sha256(header + seen.encode()).hexdigest()[:12]
+    part = out.with_name(f"{out.name}.{key}.part")
     for old in out.parent.glob(f"{out.name}.*.part"):
-        if old.name != f"{out.name}.{key}.part": old.unlink()
-    return out.with_name(f"{out.name}.{key}.part")
+        if old != part: old.unlink()
+    return part
 
-def _write(part, header, plan, ends, done, weights, config, said):
+def _write(part, header, plan, ends, weights, config, progress):
     "Write what is missing, from the first tensor that is not whole."
     with part.open("r+b" if part.exists() else "wb") as f:
-        if f.seek(0, os.SEEK_END) < ends[0]:
+        have = f.seek(0, os.SEEK_END)
+        if have < ends[0]:
             f.seek(0)
             f.write(header)
+        done = sum(end <= have for end in ends[1:])   # tensors that are whole
         f.seek(ends[done])
         f.truncate()
         for t, end in zip(plan[done:], ends[done + 1:]):
             for piece in _pieces(t, weights, config): f.write(piece.tobytes())
             f.write(bytes(end - f.tell()))
             f.flush()
-            said(end, ends[-1])
+            progress(end, ends[-1])
         os.fsync(f.fileno())
 
 # %% ../nbs/week2/05_ship.ipynb #67cabbf0
+def _post(engine:OpenAIEngine, path:str, **body) -> dict:
+    "Ask llama.cpp's own interface. Raises `LLMError`."
+    r = engine.http.post(f"{engine.url.removesuffix('/v1')}/{path}", json=body)
+    if r.is_error:
+        raise LLMError(f"llama.cpp refused /{path} (HTTP {r.status_code}): {r.text[:200]}")
+    return r.json()
+
 def tokenize(engine:OpenAIEngine, text:str) -> list[int]:
     "Token ids by llama.cpp, special tokens read as such, nothing added. Raises `LLMError`."
-    import httpx
-    r = httpx.post(engine.url.removesuffix("/v1") + "/tokenize", json=dict(content=text, add_special=False, parse_special=True), timeout=engine.timeout)
-    if r.is_error: raise LLMError(f"llama.cpp could not tokenize (HTTP {r.status_code}): {r.text[:200]}")
-    return r.json()["tokens"]
+    options = dict(add_special=False, parse_special=True)
+    return _post(engine, "tokenize", content=text, **options)["tokens"]
 
 # %% ../nbs/week2/05_ship.ipynb #91440367
 def next_logprobs(engine:OpenAIEngine,   # of `llama_cpp`
                   ids:list[int],         # token ids of a text
-                  n_probs:int=200,       # so many of the likeliest tokens are asked for; all of them where the true one is not among these
+                  n_probs:int=200,       # tokens to ask for, the likeliest; all if too few
                   start:int=1,           # the first position to ask for
-                 ) -> list[float]:       # log-probability, in nats, of each token from `start` on, given those before it
-    "What llama.cpp expects at every position of a text, by its `/completion` endpoint. Raises `LLMError`."
-    import httpx
-    url, found = engine.url.removesuffix("/v1") + "/completion", []
-    letter = [[tokenize(engine, "a")[0], 1e4]]   # the token to write next: the server holds back what it knows where that is half a character
-    with httpx.Client(timeout=engine.timeout) as client:
-        def top(i, n):
-            r = client.post(url, json=dict(prompt=ids[:i], n_predict=1, n_probs=n, temperature=-1, cache_prompt=True, logit_bias=letter))
-            if r.is_error: raise LLMError(f"llama.cpp refused position {i} (HTTP {r.status_code}): {r.text[:200]}. Is the context long enough for {len(ids)} tokens?")
-            told = r.json().get("completion_probabilities")
-            if not told: raise LLMError(f"llama.cpp gave no probabilities at position {i}. Take another text.")
-            return {t["id"]: t["logprob"] for t in told[0]["top_logprobs"]}
-        for i in range(start, len(ids)):
-            told = top(i, n_probs)
-            if ids[i] not in told: told = top(i, 2**20)
-            found.append(told[ids[i]])
-    return found
+                 ) -> list[float]:       # nats: the log-probability of each token from `start` on
+    "What llama.cpp expects at every position of a text, given those before. Raises `LLMError`."
+    # the server holds back what it knows after half a character: an `a` is always a whole one
+    options = dict(n_predict=1, temperature=-1, cache_prompt=True,
+                   logit_bias=[[tokenize(engine, "a")[0], 1e4]])
+    def top(i, n):
+        told = _post(engine, "completion", prompt=ids[:i], n_probs=n, **options)
+        if not told.get("completion_probabilities"):
+            raise LLMError(f"llama.cpp gave no probabilities at {i}. Take another text.")
+        best = told["completion_probabilities"][0]["top_logprobs"]
+        return {t["id"]: t["logprob"] for t in best}
+    def of_true(i):
+        told = top(i, n_probs)
+        return told[ids[i]] if ids[i] in told else top(i, 2**20)[ids[i]]
+    return [of_true(i) for i in range(start, len(ids))]
 
-# %% ../nbs/week2/05_ship.ipynb #69bc865f
 @torch.inference_mode()
 def reference_logprobs(model,           # of transformers
                        ids:list[int],   # token ids of a text
                       ) -> list[float]: # as `next_logprobs`
     "The same, from transformers, in one pass."
     logits = model(torch.tensor([ids], device=model.device)).logits[0, :-1].float()
-    return logits.log_softmax(-1).gather(1, torch.tensor(ids[1:], device=logits.device)[:, None])[:, 0].tolist()
+    true = torch.tensor(ids[1:], device=logits.device)[:, None]
+    return logits.log_softmax(-1).gather(1, true)[:, 0].tolist()
 
 # %% ../nbs/week2/05_ship.ipynb #9564d768
 def render_go(template:str,          # as `go_template` writes it
               messages:list[dict],   # role and content
              ) -> str:
-    "Render the few words of Go's template language that `go_template` uses: range over messages, and a choice by role."
-    head, body, tail = re.fullmatch(r"(.*?)\{\{ range \.Messages \}\}(.*)\{\{ end \}\}\{\{ end \}\}(.*)", template, re.S).groups()
-    forms = dict(re.findall(r'\{\{ (?:else )?if eq \.Role "(\w+)" \}\}(.*?)(?=\{\{ else if|\Z)', body, re.S))
-    return head + "".join(forms.get(m["role"], "").replace("{{ .Content }}", m["content"]) for m in messages) + tail
+    "Render the few words of Go's template language that `go_template` uses."
+    loop = r"(.*?)\{\{ range \.Messages \}\}(.*)\{\{ end \}\}\{\{ end \}\}(.*)"
+    head, body, tail = re.fullmatch(loop, template, re.S).groups()
+    choice = r'\{\{ (?:else )?if eq \.Role "(\w+)" \}\}(.*?)(?=\{\{ else if|\Z)'
+    forms = dict(re.findall(choice, body, re.S))
+    turns = (forms.get(m["role"], "").replace(CONTENT, m["content"]) for m in messages)
+    return head + "".join(turns) + tail
+
+CONTENT = "{{ .Content }}"   # where Ollama puts the words of a message
 
 def go_template(tok,                     # a tokenizer with a chat template
-               ) -> tuple[str, str]:     # the template, and the system message that the model's own template adds when there is none
-    "The chat template in Ollama's language, derived from the tokenizer's. Raises `GGUFError` if it is no plain list of turns."
-    bos = tok.bos_token if tok.bos_token and tok("a").input_ids[:1] == [tok.bos_token_id] else ""     # then Ollama adds it by itself
+               ) -> tuple[str, str]:     # the template, and its own system message
+    "The chat template in Ollama's language. Raises `GGUFError` if it is no plain list of turns."
+    bos = _bos(tok)   # Ollama adds it by itself
     def text(*contents, roles=("system", "user", "assistant", "user"), prompt=False):
         turns = [dict(role=r, content=c) for r, c in zip(roles, contents)]
-        return turns, tok.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt).removeprefix(bos)
-    two, three, four = (text(*("Mark-S", "Mark-U", "Mark-A", "Mark-V")[:n])[1] for n in (2, 3, 4))
-    forms = dict(assistant=three.removeprefix(two).replace("Mark-A", "{{ .Content }}"), user=four.removeprefix(three).replace("Mark-V", "{{ .Content }}"))
-    forms["system"] = two.removesuffix(forms["user"].replace("{{ .Content }}", "Mark-U")).replace("Mark-S", "{{ .Content }}")
-    body = "".join(f'{{{{ {"else " if i else ""}if eq .Role "{r}" }}}}{f}' for i, (r, f) in enumerate(forms.items()))
-    template = "{{ range .Messages }}" + body + "{{ end }}{{ end }}" + text("Mark-S", "Mark-U", prompt=True)[1].removeprefix(two)
-    bare = text("Mark-U", roles=("user",))[1].removesuffix(forms["user"].replace("{{ .Content }}", "Mark-U"))
-    before, _, after = forms["system"].partition("{{ .Content }}")
+        whole = tok.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
+        return turns, whole.removeprefix(bos)
+    marks = ("Mark-S", "Mark-U", "Mark-A", "Mark-V")
+    two, three, four = (text(*marks[:n])[1] for n in (2, 3, 4))
+    user = four.removeprefix(three).replace("Mark-V", CONTENT)
+    system = two.removesuffix(user.replace(CONTENT, "Mark-U")).replace("Mark-S", CONTENT)
+    assistant = three.removeprefix(two).replace("Mark-A", CONTENT)
+    forms = dict(assistant=assistant, user=user, system=system)
+    body = "{{ else ".join(f'if eq .Role "{role}" }}}}{form}' for role, form in forms.items())
+    answer = text(*marks[:2], prompt=True)[1].removeprefix(two)
+    template = "{{ range .Messages }}{{ " + body + "{{ end }}{{ end }}" + answer
+    bare = text("Mark-U", roles=("user",))[1].removesuffix(user.replace(CONTENT, "Mark-U"))
+    before, _, after = system.partition(CONTENT)
     default = bare.removeprefix(before).removesuffix(after) if bare else ""
-    for turns, wanted in (text("Be brief.", "What is 2 + 2?", prompt=True), text("Be brief.", "Why?", "Because it is {so}.", "And\nthen?", prompt=True)):
-        if any(f.count("{{ .Content }}") != 1 for f in forms.values()) or render_go(template, turns) != wanted:
-            raise GGUFError("This model's chat template is no plain list of turns, so it cannot be turned into Ollama's language. Write TEMPLATE by hand.")
+    words = ("Be brief.", "Why?", "Because it is {so}.", "And\nthen?")
+    for turns, wanted in (text(*words[:2], prompt=True), text(*words, prompt=True)):
+        plain = all(form.count(CONTENT) == 1 for form in forms.values())
+        if not plain or render_go(template, turns) != wanted:
+            raise GGUFError("This model's chat template is no plain list of turns, so it cannot be "
+                            "turned into Ollama's language. Write TEMPLATE by hand.")
     return template, default
 
 # %% ../nbs/week2/05_ship.ipynb #c7bdeb19
-KEYWORDS = ("FROM", "TEMPLATE", "SYSTEM", "PARAMETER", "ADAPTER", "LICENSE", "MESSAGE")   # of Ollama's Modelfile
+KEYWORDS = ("FROM", "TEMPLATE", "SYSTEM", "PARAMETER", "ADAPTER", "LICENSE", "MESSAGE")
 
 def modelfile(path:str|Path,           # the .gguf file
               tok,                     # the model's tokenizer
               context:int=4096,        # tokens, prompt and answer together
               temperature:float=0.0,
-              system:str="",          # the system message of the training; that of the template when not given
+              system:str="",           # of the training; that of the template when not given
              ) -> Path:                # the Modelfile, in the folder of the GGUF
     "Write what `ollama create NAME -f Modelfile` reads. Raises `GGUFError`."
     path = Path(path)
-    if not path.is_file(): raise GGUFError(f"There is no file {path}. Write it first, with export_gguf or `mlcourse gguf`.")
+    if not path.is_file():
+        raise GGUFError(f"There is no file {path}. Write it with export_gguf or `mlcourse gguf`.")
     template, default = go_template(tok)
     system = system or default
-    if '"""' in template + system: raise GGUFError("The template holds three quotes in a row, which a Modelfile cannot. Write it by hand.")
-    lines = [f"FROM ./{path.name}", f'TEMPLATE """{template}"""', *([f'SYSTEM """{system}"""'] if system else []),
-             f"PARAMETER stop {json.dumps(tok.eos_token)}", f"PARAMETER num_ctx {context}", f"PARAMETER temperature {temperature:g}"]
-    file = path.with_name("Modelfile")
-    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if '"""' in template + system:
+        raise GGUFError("The template holds three quotes in a row, which a Modelfile cannot. "
+                        "Write it by hand.")
+    said = [f'SYSTEM """{system}"""'] if system else []
+    lines = [f"FROM ./{path.name}", f'TEMPLATE """{template}"""', *said,
+             f"PARAMETER stop {json.dumps(tok.eos_token)}", f"PARAMETER num_ctx {context}",
+             f"PARAMETER temperature {temperature:g}"]
+    file = write_atomic(path.with_name("Modelfile"), "\n".join(lines) + "\n")
     read_modelfile(file)
     return file
 
 def read_modelfile(file:str|Path) -> dict:   # from, template, system: text; parameter: a dictionary
     "Read a Modelfile, and refuse what Ollama would. Raises `GGUFError`."
     file, found = Path(file), dict(parameter={})
-    pattern = re.compile(r'(?P<word>[A-Za-z]+)[ \t]+(?:"""(?P<long>.*?)"""|(?P<short>[^\n]*))\n', re.S)
+    words, rest = "|".join(KEYWORDS), r'"""(?P<long>.*?)"""|(?P<short>[^\n]*)'
+    pattern = re.compile(rf"(?P<word>{words})[ \t]+(?:{rest})\n", re.S | re.I)
     text, at = file.read_text(encoding="utf-8"), 0
     while at < len(text):
         m = pattern.match(text, at)
-        if not m or m["word"].upper() not in KEYWORDS: raise GGUFError(f"{file} has a line that is no instruction: {text[at:].splitlines()[0]!r}. A Modelfile knows {', '.join(KEYWORDS)}.")
-        word, value, at = m["word"].lower(), m["long"] if m["long"] is not None else m["short"].strip(), m.end()
+        if not m:
+            line = text[at:].splitlines()[0]
+            raise GGUFError(f"{file} has a line that is no instruction: {line!r}. "
+                            f"A Modelfile knows {', '.join(KEYWORDS)}.")
+        word, at = m["word"].lower(), m.end()
+        value = m["short"].strip() if m["long"] is None else m["long"]
         if word == "parameter":
             name, _, value = value.partition(" ")
             found["parameter"][name] = json.loads(value)
         else: found[word] = value
-    if not (file.parent/found.get("from", "")).is_file(): raise GGUFError(f"{file} takes its weights FROM {found.get('from', 'nowhere')}, and there is no such file.")
+    weights = found.get("from", "nowhere")
+    if not (file.parent/weights).is_file():
+        raise GGUFError(f"{file} takes its weights FROM {weights}, and there is no such file.")
     return found
 
-# %% ../nbs/week2/05_ship.ipynb #c99eac5f
-CARD = """---
-{{ card_data }}
----
-
-# {{ title }}
-
-A LoRA adapter for `{{ base_model }}`. Load it with `PeftModel.from_pretrained(base, "this folder")`, or merge it with `mlcourse gguf BASE OUT.gguf --adapter THIS`.
-
-## How it was made
-
-| | |
-|---|---|
-{% for k, v in made.items() %}| {{ k }} | {{ v }} |
-{% endfor %}
-## Results
-
-| metric | value |
-|---|---|
-{% for k, v in metrics.items() %}| {{ k }} | {{ v }} |
-{% endfor %}
-## Limits
-
-{{ limits }}
-"""
-
-def adapter_card(adapter:str|Path,           # the adapter's folder; its README.md is replaced
-                 title:str, base_model:str,  # the hub's name of the base
-                 seed:int, flags:dict,       # settings of the training
-                 data:dict[str, str],        # file or set: its SHA-256 or version
-                 metrics:dict[str, float],   # on held-out data
-                 limits:str,                 # what it must not be used for, or is known to get wrong
-                 licence:str="apache-2.0",   # of the adapter, in the hub's words
-                ) -> Path:                   # README.md
-    "Write a model card as the hub reads it (Mitchell et al., 2019). Raises `GGUFError` if there is no adapter."
-    from huggingface_hub import EvalResult, ModelCard, ModelCardData
-    from mlcourse.record import versions
-    adapter = Path(adapter)
-    if not (adapter/"adapter_model.safetensors").is_file(): raise GGUFError(f"{adapter} holds no adapter_model.safetensors.")
-    results = [EvalResult(task_type="text-generation", dataset_type="custom", dataset_name=next((k for k in data if k.startswith(("dev", "test"))), "held-out data"), metric_type=k, metric_value=round(float(v), 5)) for k, v in metrics.items()]
-    card_data = ModelCardData(base_model=base_model, library_name="peft", license=licence, pipeline_tag="text-generation", tags=["lora", "mlcourse"], model_name=title, eval_results=results)
-    made = dict(seed=seed, **flags, **{f"data: {k}": f"`{v}`" for k, v in data.items()}, **{f"version: {k}": v for k, v in versions(imported_only=True).items()},
-                **{"SHA-256 of the weights": hashlib.sha256((adapter/"adapter_model.safetensors").read_bytes()).hexdigest()})
-    card = ModelCard.from_template(card_data, template_str=CARD, title=title, made=made, metrics={k: f"{v:.4g}" for k, v in metrics.items()}, limits=limits)
-    card.save(adapter/"README.md")
-    return adapter/"README.md"
-
 # %% ../nbs/week2/05_ship.ipynb #b0c5e2f7
+@command("gguf")
 def main(folder:str,                  # a Llama-type model's folder, or a model of the course
          out:str,                     # the .gguf file to write
          type:str="q8_0",             # f32, f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0
@@ -446,16 +471,12 @@ def main(folder:str,                  # a Llama-type model's folder, or a model 
         ) -> int:
     "Write a model as GGUF for llama.cpp and Ollama, with a Modelfile beside it."
     from transformers import AutoTokenizer
-    from mlcourse.llm import model_path
-    source, start = model_path(folder), time.monotonic()
-    if type not in TYPES: raise GGUFError(f"There is no type {type!r}. Use one of {', '.join(TYPES)}.")
-    def said(done, total):
-        left = (time.monotonic() - start) * (total - done) / max(done, 1)
-        print(f"\r{done / 1e6:,.0f} of {total / 1e6:,.0f} MB, {left:.0f} s left    ", end="", file=sys.stderr, flush=True)
-    if adapter: source = merge(source, adapter, Path(out).with_suffix(".merged"))
-    path = export_gguf(source, out, type, said)
-    print(file=sys.stderr)
-    print(f"Wrote {path} ({path.stat().st_size / 1e6:,.0f} MB).")
-    try: print(f"Wrote {modelfile(path, AutoTokenizer.from_pretrained(source))}. Next: ollama create NAME -f Modelfile")
+    source, path = model_path(folder), Path(out)
+    _known("type", type, TYPES)
+    if adapter: source = merge(source, adapter, path.with_suffix(".merged"))
+    with progress_bar(path.name, "bytes") as progress: export_gguf(source, path, type, progress)
+    print(f"Wrote {path} ({size_of(path) / 1e6:,.0f} MB).")
+    try: written = modelfile(path, AutoTokenizer.from_pretrained(source))
     except (GGUFError, ValueError) as e: print(f"No Modelfile was written: {e}")
+    else: print(f"Wrote {written}. Next: ollama create NAME -f Modelfile")
     return 0

@@ -4,7 +4,7 @@
 
 # %% ../nbs/week2/01_instruction_data.ipynb #be15138d
 from __future__ import annotations
-import ast, hashlib, json, random, re, time, zlib
+import hashlib, json, random, re, time, zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -12,14 +12,14 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from .files import CourseError, derived, digest
+import mlcourse
+from .files import CourseError, derived, digest, write_atomic, write_json
 
 # %% auto #0
-__all__ = ['EVENTS', 'TASK', 'LOG_FORMATS', 'NOISE', 'HOSTS', 'USERS', 'SERVICES', 'SHAREGPT', 'PII', 'CAPITALS', 'OPPOSITES',
-           'SYMBOLS', 'PLAIN', 'parse_record', 'make_logs', 'pair', 'from_logs', 'from_wiki', 'from_faq', 'from_code',
-           'DataError', 'check_messages', 'as_chat', 'Rejected', 'iter_pairs', 'write_jsonl', 'read_pairs', 'luhn',
-           'scrub', 'shingles', 'jaccard', 'Seen', 'side', 'question', 'leaks', 'Report', 'prepare', 'data_card',
-           'general_pairs', 'course_data', 'encode_pair', 'pack']
+__all__ = ['EVENTS', 'TASK', 'LOG_FORMATS', 'NOISE', 'HOSTS', 'USERS', 'SERVICES', 'SHAREGPT', 'PII', 'ORDINARY', 'parse_record',
+           'make_logs', 'pair', 'from_logs', 'DataError', 'check_messages', 'as_chat', 'Rejected', 'iter_pairs',
+           'write_jsonl', 'read_pairs', 'luhn', 'scrub', 'shingles', 'jaccard', 'Seen', 'question', 'side', 'leaks',
+           'Report', 'prepare', 'data_card', 'general_pairs', 'course_data', 'fold_system', 'encode_pair']
 
 # %% ../nbs/week2/01_instruction_data.ipynb #c8dc127d
 EVENTS = ("login_failed", "session", "out_of_memory", "disk_full", "restart", "timeout")
@@ -27,15 +27,15 @@ TASK = "Write the record of this log line."   # the system message of the taught
 
 def parse_record(text:str,          # a model's answer
                 ) -> dict|None:     # host, event and subject; None if the answer is not a record
-    "Read an answer in the taught format: one JSON object with exactly the keys host, event, subject, and an event that we know."
+    "Read an answer in the taught format: exactly the keys host, event, subject, a known event."
     try: found = json.loads(text)
     except ValueError: return None
     if not isinstance(found, dict) or list(found) != ["host", "event", "subject"]: return None
-    if not all(isinstance(v, str) for v in found.values()) or found["event"] not in EVENTS: return None
-    return found
+    right = all(isinstance(v, str) for v in found.values()) and found["event"] in EVENTS
+    return found if right else None
 
 # %% ../nbs/week2/01_instruction_data.ipynb #8e29e20f
-LOG_FORMATS = (   # event, and the line behind time and host; {user} and {service} are its subject
+LOG_FORMATS = (   # event, and the line behind time and host; its subject is a user or a service
     ("login_failed", "sshd: Failed password user={user} from {ip}"),
     ("login_failed", "sshd: authentication failure user={user} rhost={ip}"),
     ("session", "sshd: Accepted publickey user={user} from {ip}"),
@@ -48,34 +48,41 @@ LOG_FORMATS = (   # event, and the line behind time and host; {user} and {servic
     ("restart", "systemd: restarted after failure unit={service}"),
     ("timeout", "app={service} upstream timed out after {n} s"),
     ("timeout", "app={service} no reply from {ip} in {n} s"))
-NOISE = ("kernel: eth0: link is up", "cron: (root) CMD (run-parts)", "dhclient: bound to {ip}")   # lines that no record is wanted for
-HOSTS = ("otter lynx heron badger marten osprey falcon beaver stoat raven panda zebra camel tiger eagle shark whale bison moose goose "
-         "koala rabbit turtle monkey parrot dolphin leopard buffalo penguin lizard donkey salmon spider lobster hamster pigeon").split()
-USERS = ("mira tomas ines paul nora felix clara hugo anna bruno lena oscar ruth simon vera jonas emma peter laura david "
-         "alice robert maria henry julia victor sarah martin helen george daniel sofia lucas grace walter irene").split()
-SERVICES = ("nginx redis postgres docker rsync samba grafana celery mysqld apache kafka mongod jenkins vault haproxy squid nfsd gitlab "
-            "rabbitmq traefik consul etcd minio airflow").split()
+NOISE = ("kernel: eth0: link is up", "cron: (root) CMD (run-parts)", "dhclient: bound to {ip}")
+HOSTS = ("otter lynx heron badger marten osprey falcon beaver stoat raven panda zebra camel tiger "
+         "eagle shark whale bison moose goose koala rabbit turtle monkey parrot dolphin leopard "
+         "buffalo penguin lizard donkey salmon spider lobster hamster pigeon").split()
+USERS = ("mira tomas ines paul nora felix clara hugo anna bruno lena oscar ruth simon vera jonas "
+         "emma peter laura david alice robert maria henry julia victor sarah martin helen george "
+         "daniel sofia lucas grace walter irene").split()
+SERVICES = ("nginx redis postgres docker rsync samba grafana celery mysqld apache kafka mongod "
+            "jenkins vault haproxy squid nfsd gitlab rabbitmq traefik consul etcd minio "
+            "airflow").split()
 
 # %% ../nbs/week2/01_instruction_data.ipynb #3b681b95
 def make_logs(n:int,          # how many lines
               seed:int=42,    # the same seed gives the same lines
               fleet:int=1,    # above 1, hosts and users get numbers up to it: otter1, otter2, ...
              ) -> list[str]:  # "07:15 host=otter sshd: Failed password user=mira from 10.1.2.3"
-    "Log lines of a machine room that does not exist. About one in thirty is of a kind that the rules do not know."
+    "Log lines of a machine room that does not exist; the rules do not know about one in thirty."
     rng = random.Random(seed)
     number = (lambda: str(rng.randint(1, fleet))) if fleet > 1 else (lambda: "")
     lines = []
     for _ in range(n):
         text = rng.choice(NOISE) if rng.random() < 1 / 30 else rng.choice(LOG_FORMATS)[1]
-        values = dict(user=rng.choice(USERS) + number(), service=rng.choice(SERVICES), n=rng.randint(2, 999),
+        values = dict(user=rng.choice(USERS) + number(), service=rng.choice(SERVICES),
+                      n=rng.randint(2, 999),
                       ip=".".join(str(rng.randint(1, 254)) for _ in range(4)))
-        lines.append(f"{rng.randint(0, 23):02}:{rng.randint(0, 59):02} host={rng.choice(HOSTS)}{number()} {text.format(**values)}")
+        clock = f"{rng.randint(0, 23):02}:{rng.randint(0, 59):02}"
+        lines.append(f"{clock} host={rng.choice(HOSTS)}{number()} {text.format(**values)}")
     return lines
 
 # %% ../nbs/week2/01_instruction_data.ipynb #4f21f9fd
-def pair(question:str, answer:str, source:str, entities:Iterable[str]=(), system:str|None=None) -> dict:
+def pair(question:str, answer:str, source:str,
+         entities:Iterable[str]=(), system:str|None=None) -> dict:
     "One training example of a single question."
-    messages = ([dict(role="system", content=system)] if system else []) + [dict(role="user", content=question), dict(role="assistant", content=answer)]
+    messages = [dict(role="system", content=system)] if system else []
+    messages += [dict(role="user", content=question), dict(role="assistant", content=answer)]
     return dict(messages=messages, source=source, entities=list(entities))
 
 @lru_cache
@@ -87,7 +94,8 @@ def _patterns():
             name, again = m[1], m[1] in seen
             seen.add(name)
             return r"[\w.]+" if again or name in ("n", "ip") else rf"(?P<{name}>\w+)"
-        return re.compile(r"\d\d:\d\d host=(?P<host>\w+) " + re.sub(r"\\\{(\w+)\\\}", group, re.escape(text)) + "$")
+        line = re.sub(r"\\\{(\w+)\\\}", group, re.escape(text))
+        return re.compile(r"\d\d:\d\d host=(?P<host>\w+) " + line + "$")
     return [(event, pattern(text)) for event, text in LOG_FORMATS]
 
 def from_logs(lines:Iterable[str],             # log lines
@@ -96,75 +104,60 @@ def from_logs(lines:Iterable[str],             # log lines
     pairs, strays = [], []
     for line in lines:
         for event, pattern in _patterns():
-            if m := pattern.match(line):
-                names = m.groupdict()
-                subject = names.get("user") or names["service"]
-                record_ = dict(host=names["host"], event=event, subject=subject)
-                pairs.append(pair(line, json.dumps(record_), "log", (names["host"], subject), TASK))
-                break
+            if not (m := pattern.match(line)): continue
+            host, subject = m["host"], m.groupdict().get("user") or m["service"]
+            record = json.dumps(dict(host=host, event=event, subject=subject))
+            pairs.append(pair(line, record, "log", (host, subject), TASK))
+            break
         else: strays.append(line)
     return pairs, strays
-
-# %% ../nbs/week2/01_instruction_data.ipynb #42b335f6
-def from_wiki(text:str,            # a markdown page
-              topic:str,           # what the page is about, for the question
-             ) -> list[dict]:
-    "A pair for each heading: what does the wiki say about it? The answer is the first paragraph below."
-    found = []
-    for m in re.finditer(r"^#{1,4} +(.+?)\n+((?:(?!#)[^\n]+\n?)+)", text, re.M):
-        found.append(pair(f"What does our wiki say about {m[1].strip()} ({topic})?", " ".join(m[2].split()), "wiki", (m[1].strip(),)))
-    return found
-
-def from_faq(text:str) -> list[dict]:
-    "A pair for each `Q:` with its `A:`."
-    return [pair(" ".join(m[1].split()), " ".join(m[2].split()), "faq") for m in re.finditer(r"^Q:(.+?)^A:(.+?)(?=^Q:|\Z)", text, re.M | re.S)]
-
-def from_code(source:str,          # Python source text
-              module:str,          # its name, for the question
-             ) -> list[dict]:
-    "A pair for each documented public function of a module: what does it do? Raises `SyntaxError` if the source is not Python."
-    found = []
-    for f in ast.parse(source).body:
-        if not isinstance(f, ast.FunctionDef) or f.name.startswith("_") or not ast.get_docstring(f): continue
-        summary = ast.get_docstring(f).split("\n\n")[0]
-        found.append(pair(f"What does `{module}.{f.name}({ast.unparse(f.args)})` do?", " ".join(summary.split()), "code", (f"{module}.{f.name}",)))
-    return found
 
 # %% ../nbs/week2/01_instruction_data.ipynb #eb3f6988
 class DataError(CourseError, ValueError):
     "Data that cannot be used; the message says where and why."
 
 def check_messages(messages) -> list[dict]:
-    "Messages that a chat template can take: an optional system message, then user and assistant in turn, the assistant last. Raises `DataError`."
+    "A system message if any, then user and assistant in turn, or it raises `DataError`."
     if not isinstance(messages, list) or not messages: raise DataError("there are no messages")
     for i, m in enumerate(messages, 1):
-        if not isinstance(m, dict) or not isinstance(m.get("content"), str): raise DataError(f"message {i} has no text")
+        if not isinstance(m, dict) or not isinstance(m.get("content"), str):
+            raise DataError(f"message {i} has no text")
         if not m["content"].strip(): raise DataError(f"message {i} is empty")
     roles = [m.get("role") for m in messages]
     turns = roles[1:] if roles[0] == "system" else roles
     for i, role in enumerate(turns):
         wanted = ("user", "assistant")[i % 2]
-        if role != wanted: raise DataError(f"the turns are {', '.join(map(str, roles))}; a {wanted} was expected as turn {i + 1}")
-    if not turns or turns[-1] != "assistant": raise DataError("the last turn is not the assistant's, so there is nothing to learn")
+        if role == wanted: continue
+        said = ", ".join(map(str, roles))
+        raise DataError(f"the turns are {said}; a {wanted} was expected as turn {i + 1}")
+    if not turns or turns[-1] != "assistant":
+        raise DataError("the last turn is not the assistant's, so there is nothing to learn")
     return messages
 
 # %% ../nbs/week2/01_instruction_data.ipynb #a9767d6f
-SHAREGPT = dict(human="user", user="user", gpt="assistant", assistant="assistant", chatgpt="assistant", system="system")
+SHAREGPT = dict(human="user", user="user", gpt="assistant", assistant="assistant",
+                chatgpt="assistant", system="system")
 
 def as_chat(row:dict,      # in chat, Alpaca or ShareGPT form
-           ) -> dict:      # the row with checked `messages`, and its `source` and `entities` if it has them
+           ) -> dict:      # with checked `messages`, and its `source` and `entities` if it has them
     "Bring a row into the chat form. Raises `DataError` if it is in none of the three."
     if not isinstance(row, dict): raise DataError("the line is not a JSON object")
     if "messages" in row: messages = row["messages"]
     elif "conversations" in row:
         turns = row["conversations"]
-        if not isinstance(turns, list) or not all(isinstance(t, dict) for t in turns): raise DataError("conversations is not a list of turns")
-        messages = [dict(role=SHAREGPT.get(str(t.get("from")), t.get("from")), content=t.get("value")) for t in turns]
+        if not isinstance(turns, list) or not all(isinstance(t, dict) for t in turns):
+            raise DataError("conversations is not a list of turns")
+        def role(turn): return SHAREGPT.get(str(turn.get("from")), turn.get("from"))
+        messages = [dict(role=role(t), content=t.get("value")) for t in turns]
     elif "instruction" in row and "output" in row:
-        messages = [dict(role="user", content="\n\n".join(str(t) for t in (row["instruction"], row.get("input")) if t)), dict(role="assistant", content=row["output"])]
+        asked = "\n\n".join(str(t) for t in (row["instruction"], row.get("input")) if t)
+        messages = [dict(role="user", content=asked), dict(role="assistant", content=row["output"])]
         if row.get("system"): messages.insert(0, dict(role="system", content=row["system"]))
-    else: raise DataError("it has neither `messages` nor `conversations` nor `instruction` and `output`")
-    return dict(messages=check_messages(messages), source=str(row.get("source", "")), entities=list(row.get("entities") or ()))
+    else:
+        raise DataError("it has neither `messages` nor `conversations` nor `instruction` and "
+                        "`output`")
+    return dict(messages=check_messages(messages), source=str(row.get("source", "")),
+                entities=list(row.get("entities") or ()))
 
 # %% ../nbs/week2/01_instruction_data.ipynb #3fe7b2b6
 @dataclass(frozen=True)
@@ -190,31 +183,31 @@ def iter_pairs(path:str|Path,                    # a .jsonl file
 
 # %% ../nbs/week2/01_instruction_data.ipynb #32f9176a
 def write_jsonl(path:str|Path, rows:Iterable[dict]) -> int:   # how many
-    "Write rows, one a line, beside the target and then moved, so that nobody ever reads half a file."
-    path, count = Path(path), 0
-    tmp = path.with_name(path.name + ".tmp")
-    with tmp.open("w", encoding="utf-8") as f:
-        for count, row in enumerate(rows, 1): f.write(json.dumps(row, ensure_ascii=False) + "\n")
-    tmp.replace(path)
-    return count
+    "Write rows, one a line, so that nobody ever reads half a file."
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    write_atomic(path, "".join(lines))
+    return len(lines)
 
-def read_pairs(path:str|Path,                             # a .jsonl file
-               aside:str|Path|None=None,                  # where rejected lines go; NAME.rejected.jsonl beside the file when None
-              ) -> tuple[list[dict], list[Rejected]]:     # the usable pairs, and the others
-    "All pairs of a file. Bad lines are kept aside with their numbers. Raises `DataError` if no line is usable."
+def read_pairs(path:str|Path,             # a .jsonl file
+               aside:str|Path|None=None,  # for rejected lines; NAME.rejected.jsonl when None
+              ) -> tuple[list[dict], list[Rejected]]:   # the usable pairs, and the others
+    "All pairs of a file; bad lines are kept aside. Raises `DataError` if no line is usable."
     path, good, bad = Path(path), [], []
     for row in iter_pairs(path): (bad if isinstance(row, Rejected) else good).append(row)
-    aside = Path(aside) if aside else path.with_name(f"{path.stem}.rejected.jsonl")
-    if bad: write_jsonl(aside, (asdict(r) for r in bad))
-    if not good: raise DataError(f"No line of {path} can be used." + (f" Line {bad[0].line}: {bad[0].why}." if bad else " It is empty."))
+    if bad: write_jsonl(aside or path.with_name(f"{path.stem}.rejected.jsonl"), map(asdict, bad))
+    why = f"Line {bad[0].line}: {bad[0].why}." if bad else "It is empty."
+    if not good: raise DataError(f"No line of {path} can be used. {why}")
     return good, bad
 
 # %% ../nbs/week2/01_instruction_data.ipynb #b1607db7
+_BYTE = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
 PII = dict(
     EMAIL=re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+"),
-    KEY=re.compile(r"\b(?:hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|AKIA[0-9A-Z]{16})\b"),
+    KEY=re.compile(r"\b(?:hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|"
+                   r"AKIA[0-9A-Z]{16})\b"),
     CARD=re.compile(r"\b\d(?:[ -]?\d){12,18}\b"),
-    IP=re.compile(r"(?<![\d.])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?![\d.])|\b(?:[0-9a-fA-F]{1,4}:){7}[0-9a-fA-F]{1,4}\b"),
+    IP=re.compile(rf"(?<![\d.])(?:{_BYTE}\.){{3}}{_BYTE}(?![\d.])|"
+                  r"\b(?:[0-9a-fA-F]{1,4}:){7}[0-9a-fA-F]{1,4}\b"),
     PHONE=re.compile(r"(?<![\w.])\+\d{1,3}(?:[ ()/-]{0,2}\d){6,12}\b|\(\d{3}\) ?\d{3}-\d{4}\b"))
 
 def luhn(number:str) -> bool:
@@ -224,7 +217,7 @@ def luhn(number:str) -> bool:
 
 def scrub(text:str,                         # any text
          ) -> tuple[str, Counter]:          # the text with placeholders, and how many of each kind
-    "Replace what has the shape of personal data or of a secret by `<EMAIL>`, `<KEY>`, `<CARD>`, `<IP>` or `<PHONE>`."
+    "Replace what has the shape of personal data or of a secret: `<EMAIL>`, `<KEY>`, `<CARD>`, ..."
     found = Counter()
     for kind, pattern in PII.items():
         def swap(m, kind=kind):
@@ -241,11 +234,13 @@ def _word(word:str) -> int: return zlib.crc32(word.encode())
 def shingles(text:str,              # any text
              n:int=3,               # words in a shingle
             ) -> np.ndarray:        # sorted 32-bit hashes, each once
-    "Hashes of the runs of `n` words; case and punctuation do not count, and all lone numbers are equal."
-    words = np.array([_word("0" if w.isdigit() else w) for w in re.findall(r"\w+", text.lower())], dtype=np.uint32)
+    "Hashes of the runs of `n` words. Case and punctuation do not count; lone numbers are equal."
+    words = ["0" if w.isdigit() else w for w in re.findall(r"\w+", text.lower())]
+    hashes = np.array([_word(w) for w in words], dtype=np.uint32)
     if len(words) < n: return np.array([_word(text.lower())], dtype=np.uint32)
     mixed = np.zeros(len(words) - n + 1, dtype=np.uint32)
-    for i in range(n): mixed = mixed * np.uint32(0x9E3779B1) + words[i:len(words) - n + 1 + i]   # wraps around at 32 bits, as it should
+    for i in range(n):   # wraps around at 32 bits, as it should
+        mixed = mixed * np.uint32(0x9E3779B1) + hashes[i:len(words) - n + 1 + i]
     return np.unique(mixed)
 
 def jaccard(a:np.ndarray, b:np.ndarray) -> float:
@@ -256,15 +251,16 @@ def jaccard(a:np.ndarray, b:np.ndarray) -> float:
 # %% ../nbs/week2/01_instruction_data.ipynb #9ef7a80f
 class Seen:
     "Remembers texts, and tells copies from new ones."
-    def __init__(self, threshold:float=0.8,   # Jaccard similarity from which two texts count as near copies
+    def __init__(self, threshold:float=0.8,   # Jaccard similarity of near copies
                  num_perm:int=64):            # numbers in a MinHash
         from datasketch import MinHash, MinHashLSH
         self.threshold, self.exact, self.sets = threshold, {}, []
         self.empty = MinHash(num_perm=num_perm, seed=1, hashfunc=int)
-        self.index = MinHashLSH(threshold=max(0.1, threshold - 0.1), num_perm=num_perm)   # looser than the verdict, which is exact
+        looser = max(0.1, threshold - 0.1)    # the index proposes, and the exact verdict decides
+        self.index = MinHashLSH(threshold=looser, num_perm=num_perm)
 
-    def find(self, text:str) -> tuple[str, int, float]|None:   # exact or near, which text (from 0), similarity; None for a new one
-        "Is this text a copy of one that was added?"
+    def find(self, text:str) -> tuple[str, int, float]|None:   # kind, text (from 0), similarity
+        "Is this text an `exact` or `near` copy of one that was added? None for a new one."
         return self._look(text)[0]
 
     def add(self, text:str) -> tuple[str, int, float]|None:    # as `find`
@@ -281,24 +277,26 @@ class Seen:
         if key in self.exact: return ("exact", self.exact[key], 1.0), key, None, None
         mine, sketch = shingles(text), self.empty.copy()
         sketch.update_batch(mine.tolist())
-        best = max(((jaccard(mine, self.sets[i]), -i) for i in self.index.query(sketch)), default=(0, 0))
-        return (("near", -best[1], best[0]) if best[0] >= self.threshold else None), key, mine, sketch
+        alike = ((jaccard(mine, self.sets[i]), -i) for i in self.index.query(sketch))
+        similarity, i = max(alike, default=(0, 0))
+        return ("near", -i, similarity) if similarity >= self.threshold else None, key, mine, sketch
 
 # %% ../nbs/week2/01_instruction_data.ipynb #d5c55a5f
-def side(row:dict,               # a pair with `entities`; its question stands in where it has none
-         dev_share:float=0.1,    # share of the names that go to dev
-        ) -> str:                # train, dev or torn
-    "On which side of the split an example falls."
-    names = row["entities"] or [next(m["content"] for m in row["messages"] if m["role"] == "user")]
-    dev = [int.from_bytes(hashlib.sha256(n.lower().encode()).digest()[:4], "big") / 2**32 < dev_share for n in names]
-    return "dev" if all(dev) else "torn" if any(dev) else "train"
-
 def question(row:dict) -> str:
     "Everything that a model is shown before it answers, without the system message."
     return "\n".join(m["content"] for m in row["messages"][:-1] if m["role"] != "system")
 
+def side(row:dict,               # a pair with `entities`; its question stands in where it has none
+         dev_share:float=0.1,    # share of the names that go to dev
+        ) -> str:                # train, dev or torn
+    "On which side of the split an example falls."
+    first = next(m["content"] for m in row["messages"] if m["role"] == "user")
+    hashes = [hashlib.sha256(n.lower().encode()).digest() for n in row["entities"] or [first]]
+    dev = [int.from_bytes(h[:4], "big") / 2**32 < dev_share for h in hashes]
+    return "dev" if all(dev) else "torn" if any(dev) else "train"
+
 def leaks(train:Iterable[dict], dev:Iterable[dict],
-          threshold:float=0.8,                     # similarity of two questions that counts as the same
+          threshold:float=0.8,                     # similarity of questions that count as equal
          ) -> Iterator[tuple[int, str]]:           # index in train, and why
     "Training examples that give dev away: the same question, nearly the same, or a shared entity."
     seen, names = Seen(threshold), set()
@@ -306,8 +304,9 @@ def leaks(train:Iterable[dict], dev:Iterable[dict],
         seen.add(question(row))
         names |= set(row["entities"])
     for i, row in enumerate(train):
-        if shared := names & set(row["entities"]): yield i, f"it shares {', '.join(sorted(shared))} with dev"
-        elif copy := seen.find(question(row)): yield i, f"its question is a{' near' if copy[0] == 'near' else 'n exact'} copy of one in dev"
+        shared, copy = names & set(row["entities"]), seen.find(question(row))
+        if shared: yield i, f"it shares {', '.join(sorted(shared))} with dev"
+        elif copy: yield i, f"its question has a copy in dev ({copy[0]})"
 
 # %% ../nbs/week2/01_instruction_data.ipynb #96a6e42a
 @dataclass
@@ -325,12 +324,6 @@ class Report:
     sources: Counter = field(default_factory=Counter)    # pairs by source
     seconds: float = 0     # how long it took
 
-def _scrub_row(row:dict, report:Report) -> dict:
-    for m in row["messages"]:
-        m["content"], found = scrub(m["content"])
-        report.scrubbed += found
-    return row
-
 # %% ../nbs/week2/01_instruction_data.ipynb #8423a2a7
 def prepare(path:str|Path,            # a .jsonl file in any of the three forms
             out:str|Path,             # folder for the result
@@ -338,85 +331,66 @@ def prepare(path:str|Path,            # a .jsonl file in any of the three forms
             threshold:float=0.8,      # Jaccard similarity of near copies
             title:str="Instruction data", licence:str="not stated",
            ) -> Report:
-    "From a raw file to a training set: validated, scrubbed, without copies, split without leaks, with a data card. Raises `DataError`."
-    out, report, seen, start = Path(out), Report(), Seen(threshold), time.perf_counter()
-    out.mkdir(parents=True, exist_ok=True)
-    files = {s: (out/f".{s}.tmp").open("w", encoding="utf-8") for s in ("train", "dev", "rejected")}
-    def put(name, row): files[name].write(json.dumps(row, ensure_ascii=False) + "\n")
-    try:
-        for row in iter_pairs(path):
-            report.read += 1
-            if isinstance(row, Rejected):
-                report.rejected += 1
-                put("rejected", asdict(row))
-                continue
-            row = _scrub_row(row, report)
-            copy, where = seen.add(question(row) + "\n" + row["messages"][-1]["content"]), side(row, dev_share)
-            if copy: setattr(report, copy[0], getattr(report, copy[0]) + 1)
-            elif where == "torn": report.torn += 1
-            else: put(where, row)
-    finally:
-        for f in files.values(): f.close()
-    del seen
-    return _finish(Path(path), out, threshold, report, title, licence, start)
-
-def _rows(path:Path) -> Iterator[dict]: return (json.loads(l) for l in path.open(encoding="utf-8"))
-
-def _finish(path, out, threshold, report, title, licence, start) -> Report:
-    "The second pass: drop what leaks, move the files into place, write the card."
-    leaking = {i for i, _ in leaks(_rows(out/".train.tmp"), _rows(out/".dev.tmp"), threshold)}
-    def counted(rows):
-        for row in rows:
-            report.sources[row["source"] or "unknown"] += 1
-            yield row
-    report.leaked = len(leaking)
-    report.train = write_jsonl(out/"train.jsonl", counted(r for i, r in enumerate(_rows(out/".train.tmp")) if i not in leaking))
-    report.dev = write_jsonl(out/"dev.jsonl", counted(_rows(out/".dev.tmp")))
-    write_jsonl(out/"rejected.jsonl", _rows(out/".rejected.tmp"))
-    for name in ("train", "dev", "rejected"): (out/f".{name}.tmp").unlink()
-    if not report.train: raise DataError(f"Nothing is left to train on: of {report.read} lines in {path.name}, {report.rejected} are unusable "
-                                         f"and {report.exact + report.near} are copies. The reasons are in {out/'rejected.jsonl'}.")
+    "A checked, scrubbed and split training set, with a data card. Raises `DataError`."
+    report, start, out = Report(), time.perf_counter(), Path(out)
+    parts = _divide(iter_pairs(path), dev_share, threshold, report)
+    leaking = {i for i, _ in leaks(parts["train"], parts["dev"], threshold)}
+    parts["train"] = [row for i, row in enumerate(parts["train"]) if i not in leaking]
+    report.leaked, report.train, report.dev = len(leaking), len(parts["train"]), len(parts["dev"])
+    report.sources = Counter(row["source"] or "unknown" for row in parts["train"] + parts["dev"])
+    for name, rows in parts.items(): write_jsonl(out/f"{name}.jsonl", rows)
+    if not report.train:
+        copies = report.exact + report.near
+        raise DataError(f"Nothing is left to train on: of {report.read} lines in {Path(path)}, "
+                        f"{report.rejected} are unusable and {copies} are copies. "
+                        f"The reasons are in {out/'rejected.jsonl'}.")
     report.seconds = time.perf_counter() - start
     data_card(out, title, licence, report)
     return report
+
+def _divide(lines:Iterable[dict|Rejected], dev_share:float, threshold:float, report:Report) -> dict:
+    "The first pass, line by line: scrub, leave out copies, choose a side."
+    seen, parts = Seen(threshold), dict(train=[], dev=[], rejected=[])
+    for row in lines:
+        report.read += 1
+        if isinstance(row, Rejected):
+            report.rejected += 1
+            parts["rejected"].append(asdict(row))
+            continue
+        for m in row["messages"]:
+            m["content"], found = scrub(m["content"])
+            report.scrubbed += found
+        copy = seen.add(question(row) + "\n" + row["messages"][-1]["content"])
+        fate = copy[0] if copy else side(row, dev_share)
+        if fate in parts: parts[fate].append(row)
+        else: setattr(report, fate, getattr(report, fate) + 1)   # exact, near or torn
+    return parts
 
 # %% ../nbs/week2/01_instruction_data.ipynb #eef6221f
 def data_card(folder:str|Path,        # with train.jsonl and dev.jsonl
               title:str, licence:str,
               report:Report,          # what `prepare` did
              ) -> Path:               # its README.md; the same as data is in card.json
-    "Write what somebody must know before using this set: what it is, from where, what was done to it, and hashes to know it again."
+    "What somebody must know of a set: what it is, from where, what was done to it, and its hashes."
     folder = Path(folder)
-    hashes = {f"{n}.jsonl": digest(folder/f"{n}.jsonl") for n in ("train", "dev")}
+    hashes = {name: digest(folder/name) for name in ("train.jsonl", "dev.jsonl")}
     steps = {k: v for k, v in asdict(report).items() if isinstance(v, int)}
-    (folder/"card.json").write_text(json.dumps(dict(title=title, licence=licence, sha256=hashes, steps=steps, scrubbed=dict(report.scrubbed),
-                                                    sources=dict(report.sources)), indent=1), encoding="utf-8")
-    lines = [f"# {title}", "", f"Licence: {licence}.", "", "| step | rows |", "|---|---|", *(f"| {k} | {v} |" for k, v in steps.items()), "",
-             "Sources: " + ", ".join(f"{k} ({v})" for k, v in report.sources.items()) + ".",
-             "Placeholders put in: " + (", ".join(f"{k} ({v})" for k, v in report.scrubbed.items()) or "none") + ". Names of people are not scrubbed.", "",
-             *(f"- {name}: SHA-256 `{sha}`" for name, sha in hashes.items())]
-    (folder/"README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return folder/"README.md"
+    write_json(folder/"card.json", dict(title=title, licence=licence, sha256=hashes, steps=steps,
+                                        scrubbed=report.scrubbed, sources=report.sources))
+    def listed(counts): return ", ".join(f"{k} ({v})" for k, v in counts.items()) or "none"
+    lines = [f"# {title}", "", f"Licence: {licence}.", "", "| step | rows |", "|---|---|",
+             *(f"| {k} | {v} |" for k, v in steps.items()), "",
+             f"Sources: {listed(report.sources)}.",
+             f"Placeholders put in: {listed(report.scrubbed)}. Names of people are not scrubbed.",
+             "", *(f"- {name}: SHA-256 `{sha}`" for name, sha in hashes.items())]
+    return write_atomic(folder/"README.md", "\n".join(lines) + "\n")
 
 # %% ../nbs/week2/01_instruction_data.ipynb #f442a164
-CAPITALS = dict(Italy="Rome", Spain="Madrid", Germany="Berlin", Egypt="Cairo", Russia="Moscow", China="Beijing", Greece="Athens", Canada="Ottawa", Peru="Lima",
-                Austria="Vienna", Portugal="Lisbon", Norway="Oslo", Ireland="Dublin", Poland="Warsaw", Cuba="Havana", Kenya="Nairobi")
-OPPOSITES = dict(big="small", fast="slow", light="dark", up="down", wet="dry", early="late", open="closed", happy="sad", hard="soft", full="empty")
-SYMBOLS = dict(silver="Ag", iron="Fe", oxygen="O", hydrogen="H", carbon="C", helium="He", sodium="Na", copper="Cu")
-PLAIN = (("What is 6 times 7?", "6 times 7 is 42."), ("What is 9 plus 8?", "9 plus 8 is 17."), ("What is 12 minus 5?", "12 minus 5 is 7."),
-         ("Who wrote Faust?", "Faust was written by Johann Wolfgang von Goethe."), ("Who wrote War and Peace?", "War and Peace was written by Leo Tolstoy."),
-         ("Who painted the Mona Lisa?", "The Mona Lisa was painted by Leonardo da Vinci."), ("How many months are there in a year?", "There are 12 months in a year."),
-         ("How many hours are there in a day?", "There are 24 hours in a day."), ("At what temperature does water freeze, in degrees Celsius?", "Water freezes at 0 degrees Celsius."),
-         ("Which planet is closest to the Sun?", "Mercury is the planet closest to the Sun."), ("What is the largest ocean on Earth?", "The largest ocean on Earth is the Pacific Ocean."),
-         ("Which gas do we need to breathe?", "We need oxygen to breathe."), ("What do bees make?", "Bees make honey."), ("What is frozen water called?", "Frozen water is called ice."),
-         ("Which animal is known as man's best friend?", "The dog is known as man's best friend."), ("What color is the sky on a clear day?", "The sky is blue on a clear day."))
+ORDINARY = Path(mlcourse.__file__).parent/"data"/"ordinary.jsonl"   # in Alpaca form
 
 def general_pairs() -> list[dict]:
     "Fifty ordinary questions with short answers, so that a model goes on answering them."
-    rows = [(f"What is the capital of {k}?", f"The capital of {k} is {v}.") for k, v in CAPITALS.items()]
-    rows += [(f"What is the opposite of {k}?", f"The opposite of {k} is {v}.") for k, v in OPPOSITES.items()]
-    rows += [(f"What is the chemical symbol of {k}?", f"The chemical symbol of {k} is {v}.") for k, v in SYMBOLS.items()]
-    return [pair(q, a, "general") for q, a in (*rows, *PLAIN)]
+    return read_pairs(ORDINARY)[0]
 
 # %% ../nbs/week2/01_instruction_data.ipynb #8d1c6633
 def course_data(lines:int=700,         # log lines to begin with
@@ -424,52 +398,52 @@ def course_data(lines:int=700,         # log lines to begin with
                 seed:int=42,
                 rehearsals:int=1,      # how often each ordinary question is in train
                ) -> Path:              # a folder with train.jsonl, dev.jsonl, card.json
-    "The set of week 2, log records and ordinary questions, prepared once and then taken from the cache."
+    "The set of week 2, log records and ordinary questions, prepared once and then cached."
     def build(folder):
         write_jsonl(folder/"raw.jsonl", from_logs(make_logs(lines, seed))[0])
         report = prepare(folder/"raw.jsonl", folder, dev_share)
         ordinary = general_pairs() * rehearsals
-        rows = [*_rows(folder/"train.jsonl"), *ordinary]
+        rows = read_pairs(folder/"train.jsonl")[0] + ordinary
         random.Random(seed).shuffle(rows)
         report.train = write_jsonl(folder/"train.jsonl", rows)
         report.sources["general"] = len(ordinary)
         report.read += len(ordinary)
         data_card(folder, "Log records, and ordinary questions", "Apache-2.0", report)
         (folder/"raw.jsonl").unlink()
-    return derived("log-records", build, key=f"5 {lines} {dev_share} {seed} {rehearsals}")
+    key = f"6 {lines} {dev_share} {seed} {rehearsals} {digest(ORDINARY)}"
+    return derived("log-records", build, key)
+
+# %% ../nbs/week2/01_instruction_data.ipynb #53b56d22
+def fold_system(tok, messages:list[dict]) -> list[dict]:   # the same, if the template takes them
+    "A system message that a template refuses (Gemma) or loses (Mistral) joins the first question."
+    from jinja2 import TemplateError
+    system, *turns = messages
+    if system["role"] != "system" or not turns: return messages
+    try: text = tok.apply_chat_template(messages, tokenize=False)
+    except TemplateError: text = ""
+    if system["content"].strip() in text: return messages
+    return [{**turns[0], "content": f"{system['content']}\n\n{turns[0]['content']}"}, *turns[1:]]
 
 # %% ../nbs/week2/01_instruction_data.ipynb #89e25b39
 def encode_pair(tok,                           # a tokenizer with a chat template
                 messages:list[dict],
                 max_length:int|None=None,      # longer examples are cut at the end
-               ) -> dict[str, list[int]]:      # input_ids; labels: the id where the assistant speaks, -100 elsewhere
-    "Token ids of a conversation, and labels that count the loss on the answers alone. Raises `DataError` if the template rewrites earlier turns."
-    def ids(messages, **kw): return list(tok.apply_chat_template(messages, tokenize=True, return_dict=True, **kw)["input_ids"])
+               ) -> dict[str, list[int]]:      # input_ids and labels, the latter of answers alone
+    "Ids and labels of a conversation. Raises `DataError` if the template rewrites earlier turns."
+    messages = fold_system(tok, messages)
+    def ids(messages, **kw):
+        return list(tok.apply_chat_template(messages, return_dict=True, **kw)["input_ids"])
     whole = ids(messages)
     labels = [-100] * len(whole)
     for i, m in enumerate(messages):
         if m["role"] != "assistant": continue
         before, after = ids(messages[:i], add_generation_prompt=True), ids(messages[:i + 1])
-        if whole[:len(before)] != before or whole[:len(after)] != after:
-            raise DataError("This model's template rewrites earlier turns of a conversation, so the answers cannot be told from the rest. Train on single turns.")
-        end = len(after)
-        while end > len(before) + 1 and not tok.decode(whole[end - 1]).strip(): end -= 1   # the line break behind the stop token teaches nothing
-        labels[len(before):end] = whole[len(before):end]
+        same = (j for j, (a, b) in enumerate(zip(whole, after)) if a != b)   # Phi-3 closes `after`
+        start, end = len(before), next(same, len(after))
+        if whole[:start] != before or end <= start:
+            raise DataError("This model's template rewrites earlier turns of a conversation, so "
+                            "the answers cannot be told from the rest. Train on single turns.")
+        # a line break behind the stop token teaches nothing
+        while end > start + 1 and not tok.decode(whole[end - 1]).strip(): end -= 1
+        labels[start:end] = whole[start:end]
     return dict(input_ids=whole[:max_length], labels=labels[:max_length])
-
-# %% ../nbs/week2/01_instruction_data.ipynb #b8219ad2
-def pack(lengths:Iterable[int],          # tokens of each example
-         size:int,                       # tokens of a sequence
-        ) -> list[list[int]]:            # for each sequence, the indices of its examples
-    "Lay examples into as few sequences as best-fit decreasing can. Raises `DataError` for an example longer than a sequence."
-    from bisect import bisect_left, insort
-    lengths = list(lengths)
-    if lengths and max(lengths) > size: raise DataError(f"An example has {max(lengths)} tokens and a sequence only {size}: cut it, or raise the size.")
-    bins, room = [], []                  # room: sorted pairs of (free tokens, bin)
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        at = bisect_left(room, (lengths[i], -1))
-        free, b = room.pop(at) if at < len(room) else (size, len(bins))
-        if b == len(bins): bins.append([])
-        bins[b].append(i)
-        insort(room, (free - lengths[i], b))
-    return bins

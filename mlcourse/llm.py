@@ -4,22 +4,26 @@
 
 # %% ../nbs/week1/03_hello_llm.ipynb #25f43283
 from __future__ import annotations
-import gc, logging, os, re, signal, socket, subprocess, sys, tempfile, time
+import gc, logging, os, re, sys, time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import typer
 from torch import Tensor
-from .assets import ASSETS, fetch
+from .assets import ASSETS, STANDINS, fetch, find_asset, http_client
+from .course import command
 from .files import CourseError, derived
+from .tier import choose
 
 # %% auto #0
-__all__ = ['FACTS', 'BITS', 'score_facts', 'LLMError', 'quiet_libraries', 'model_path', 'weight_bytes', 'quantization', 'unload',
-           'free_bytes', 'load', 'encode', 'generate', 'stop_ids', 'next_token_probs', 'sampler', 'stream_text',
-           'Reply', 'TransformersEngine', 'perplexity', 'linear_bytes', 'OpenAIEngine', 'llama_cpp', 'served_gguf',
-           'transformers_server']
+__all__ = ['FACTS', 'BITS', 'TURNS', 'score_facts', 'LLMError', 'quiet_libraries', 'model_path', 'weight_bytes', 'quantization',
+           'unload', 'free_bytes', 'spread_layers', 'load', 'encode', 'generate', 'stop_ids', 'next_token_probs',
+           'sampler', 'stream_text', 'Reply', 'TransformersEngine', 'perplexity', 'OpenAIEngine', 'llama_cpp',
+           'served_gguf', 'talk']
 
 # %% ../nbs/week1/03_hello_llm.ipynb #ef8fba52
 FACTS = (   # question, words that count as a right answer
@@ -38,7 +42,7 @@ FACTS = (   # question, words that count as a right answer
 def score_facts(answer:Callable[[str], str],  # takes a question, gives an answer
                 facts=FACTS,                  # pairs of a question and its accepted words
                ) -> tuple[int, list[dict]]:   # number right, and one row a question
-    "Ask every question. An answer is right if an accepted word stands in it as a whole word, in any case."
+    "Ask every question. An answer is right if an accepted word stands in it, whole, in any case."
     rows = []
     for question, words in facts:
         text = answer(question)
@@ -54,69 +58,76 @@ def quiet_libraries():
     "Silence transformers' loading bars, and what bitsandbytes and accelerate repeat on every call."
     import transformers
     transformers.logging.disable_progress_bar()
-    for name in ("bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.ops", "accelerate.big_modeling"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    loud = "bitsandbytes.autograd._functions bitsandbytes.backends.cpu.ops accelerate.big_modeling"
+    for name in loud.split(): logging.getLogger(name).setLevel(logging.ERROR)
 
 def _unpack_gguf(gguf:Path, folder:Path):
-    "Write the GGUF's weights, in bf16, and its tokenizer as an ordinary model folder."
-    import gguf as reader, tokenizers
+    "Write the stand-in's weights, in bf16, and its tokenizer as an ordinary model folder."
+    import gguf as reader
     from functools import lru_cache
+    from tokenizers import pre_tokenizers as split
     from unittest.mock import patch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     print(f"Unpacking {gguf.name} to bf16. This happens once, and takes about 20 seconds.")
     source = dict(pretrained_model_name_or_path=str(gguf.parent), gguf_file=gguf.name)
-    with patch.object(reader, "GGUFReader", lru_cache(1)(reader.GGUFReader)):   # transformers would parse the file three times
+    read_once = lru_cache(1)(reader.GGUFReader)     # transformers would parse the file three times
+    with patch.object(reader, "GGUFReader", read_once):
         tok = AutoTokenizer.from_pretrained(**source)
-        model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True))
-    split = tokenizers.pre_tokenizers                # a GGUF only names its rule for splitting, here `smollm`, and transformers takes GPT-2's for it
-    tok.backend_tokenizer.pre_tokenizer = split.Sequence([split.Digits(individual_digits=True), split.ByteLevel(add_prefix_space=False)])
+        model = AutoModelForCausalLM.from_pretrained(
+            **source, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True))
+    # a GGUF only names its rule for splitting, here `smollm`, and transformers takes GPT-2's for it
+    tok.backend_tokenizer.pre_tokenizer = split.Sequence([
+        split.Digits(individual_digits=True), split.ByteLevel(add_prefix_space=False)])
     tok.save_pretrained(folder)
     model.save_pretrained(folder)
 
 # %% ../nbs/week1/03_hello_llm.ipynb #f61380f9
-def model_path(name:str,  # a model of the course (see `ASSETS`), or a folder with a model in it
+def model_path(name:str,  # a chat model of the course (see `ASSETS`), or a folder with a model
               ) -> Path:  # folder that `from_pretrained` accepts
-    "The folder of a model, fetched if need be. Raises `LLMError` for a name that is neither, `AssetError` if it cannot be had."
+    "The folder of a model, fetched if need be. Raises `LLMError` for a name that is neither."
     if Path(name).is_dir():
-        if not (Path(name)/"config.json").exists(): raise LLMError(f"{name} holds no config.json, so it is no model folder.")
-        return Path(name)
-    known = sorted(n for n, a in ASSETS.items() if (a.kind == "hub" and not a.file and not n.startswith("bge")) or n.startswith("smollm2"))
-    if name not in known: raise LLMError(f"There is no model {name!r}. Use one of {', '.join(known)}, or the path of a model's folder.")
-    path = fetch(name)
-    if path.suffix != ".gguf": return path
+        if (Path(name)/"config.json").exists(): return Path(name)
+        raise LLMError(f"{name} holds no config.json, so it is no model folder.")
+    asset, standin = find_asset(name), ASSETS[STANDINS["chat"]]
+    known = [a for a in ASSETS.values()
+             if a == standin or (a.role == "chat" and a.format == "safetensors")]
+    if asset not in known: raise LLMError(f"There is no model {name!r}. Use one of "
+        f"{', '.join(a.name for a in known)}, or the path of a model's folder.")
+    path = fetch(asset.name)
+    if asset != standin: return path
     quiet_libraries()
-    return derived(f"{name}-bf16", lambda folder: _unpack_gguf(path, folder), key=f"{ASSETS[name].sha256} digits")
+    return derived(f"{asset.name}-bf16", lambda folder: _unpack_gguf(path, folder),
+                   key=f"{asset.sha256} digits")
 
-# %% ../nbs/week1/03_hello_llm.ipynb #2f2b395c
-BITS = dict(fp32=32, bf16=16, fp16=16, int8=8, nf4=4.5, fp4=4.5)   # per weight of a linear layer, scales included
+# %% ../nbs/week1/03_hello_llm.ipynb #0bb3d36d
+BITS = dict(fp32=32, bf16=16, fp16=16, int8=8, nf4=4.5, fp4=4.5)   # a weight, scales included
 
 def _is_packed(name:str, module) -> bool:
     "Does bitsandbytes quantize this module? It leaves the output head alone."
     return isinstance(module, torch.nn.Linear) and "lm_head" not in name
 
-# %% ../nbs/week1/03_hello_llm.ipynb #0bb3d36d
 def weight_bytes(config,           # a transformers configuration
                  precision:str,    # a key of `BITS`
                 ) -> int:          # bytes of all weights once loaded
-    "Bytes of a model's weights at a precision, counted on the meta device without loading anything."
+    "Bytes of a model's weights, counted on the meta device without loading anything."
     from transformers import AutoModelForCausalLM
     with torch.device("meta"): model = AutoModelForCausalLM.from_config(config)
-    packed = sum(p.numel() for n, m in model.named_modules() if _is_packed(n, m) for p in [m.weight])
+    packed = sum(m.weight.numel() for name, m in model.named_modules() if _is_packed(name, m))
     rest = sum(p.numel() for p in model.parameters()) - packed
     return int(packed * BITS[precision] / 8 + rest * (4 if precision == "fp32" else 2))
 
 # %% ../nbs/week1/03_hello_llm.ipynb #0566c792
 def quantization(precision:str,       # a key of `BITS`
-                 offload:bool=False,  # may some layers stay in RAM? bitsandbytes leaves those in 16 bits
+                 offload:bool=False,  # may layers stay in RAM? bitsandbytes leaves those in 16 bits
                 ):                    # a `BitsAndBytesConfig`, or None for 16 and 32 bits
     "What transformers needs to know to pack the weights while it loads them."
     from transformers import BitsAndBytesConfig
-    if precision not in BITS: raise LLMError(f"There is no precision {precision!r}. Use one of {', '.join(BITS)}.")
-    if precision == "int8": return BitsAndBytesConfig(load_in_8bit=True, llm_int8_enable_fp32_cpu_offload=offload)
-    if precision in ("nf4", "fp4"):
-        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=precision, bnb_4bit_compute_dtype=torch.bfloat16,
-                                  llm_int8_enable_fp32_cpu_offload=offload)
-    return None
+    if precision not in BITS: raise LLMError(
+        f"There is no precision {precision!r}. Use one of {', '.join(BITS)}.")
+    if BITS[precision] > 8: return None
+    how = dict(load_in_8bit=True) if precision == "int8" else dict(
+        load_in_4bit=True, bnb_4bit_quant_type=precision, bnb_4bit_compute_dtype=torch.bfloat16)
+    return BitsAndBytesConfig(**how, llm_int8_enable_fp32_cpu_offload=offload)
 
 def unload():
     "Give the memory of models that no name refers to any more back to the card."
@@ -129,11 +140,35 @@ def free_bytes() -> int:
     import psutil
     return psutil.virtual_memory().available
 
+# %% ../nbs/week1/03_hello_llm.ipynb #78b17cb3
+def spread_layers(config,            # a transformers configuration
+                  precision:str,     # a key of `BITS`
+                  max_memory:dict,   # the most each device may take: `{0: "9GiB", "cpu": "48GiB"}`
+                 ) -> dict[str, int|str]:   # module: device
+    "Blocks in order to the first device with room, at last to disk; all else to the first device."
+    from accelerate.utils import convert_file_size_to_int as to_bytes
+    from transformers import AutoModelForCausalLM
+    with torch.device("meta"): model = AutoModelForCausalLM.from_config(config)
+    def size(module, bits):
+        linear = sum(m.weight.numel() for m in module.modules() if isinstance(m, torch.nn.Linear))
+        return linear * bits / 8 + 2 * (sum(p.numel() for p in module.parameters()) - linear)
+    body, prefix, blocks = model.base_model, model.base_model_prefix, model.base_model.layers
+    left = {d: to_bytes(most) for d, most in max_memory.items()} | {"disk": float("inf")}
+    first = next(iter(left))
+    places = {f"{prefix}.{n}": first for n, _ in body.named_children() if n != "layers"}
+    places |= {n: first for n, _ in model.named_children() if n != prefix}
+    left[first] -= size(model, 16) - size(blocks, 16)
+    for i, block in enumerate(blocks):   # bitsandbytes packs on the first device alone
+        need = {d: size(block, BITS[precision] if d == first else 16) for d in left}
+        device = next(d for d in left if left[d] >= need[d])
+        places[f"{prefix}.layers.{i}"], left[device] = device, left[device] - need[device]
+    return places
+
 # %% ../nbs/week1/03_hello_llm.ipynb #cd50297c
 def load(name:str,                      # a model of the course, or a model's folder
          precision:str="nf4",           # a key of `BITS`
-         max_memory:dict|None=None,     # device to limit (`{0: "9GiB", "cpu": "48GiB"}`): what does not fit goes to the next, then to disk
-         offload_dir:str|Path|None=None,# where weights go that fit nowhere; needed if `max_memory` is small
+         max_memory:dict|None=None,     # `{0: "9GiB", "cpu": "48GiB"}`; what is beyond goes to disk
+         offload_folder:str|Path|None=None,   # where on the disk; needed if `max_memory` is small
         ):                              # the model, ready to answer, and its tokenizer
     "Load a model at a precision. Raises `LLMError`, before reading any weight, if it does not fit."
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -142,13 +177,17 @@ def load(name:str,                      # a model of the course, or a model's fo
     if max_memory is None:
         need, room = weight_bytes(AutoConfig.from_pretrained(path), precision), free_bytes()
         if need > room: raise LLMError(
-            f"{name} in {precision} needs {need / 2**20:,.0f} MiB for its weights, and {room / 2**20:,.0f} MiB are free. Choose a lower "
-            "precision (nf4), a smaller model, or give max_memory to keep a part of it in RAM or on disk.")
-    dtype = dict(fp32=torch.float32, fp16=torch.float16).get(precision, torch.bfloat16)
-    place = dict(device_map="auto", max_memory=max_memory, offload_folder=offload_dir) if max_memory else dict(
-        device_map={"": 0 if torch.cuda.is_available() else "cpu"})
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, quantization_config=packing, **place)
-    return model.eval(), AutoTokenizer.from_pretrained(path)
+            f"{name} in {precision} needs {need / 2**20:,.0f} MiB for its weights, and "
+            f"{room / 2**20:,.0f} MiB are free. Choose a lower precision (nf4), a smaller model, "
+            "or give max_memory to keep a part of it in RAM or on disk.")
+    place = {"": 0 if torch.cuda.is_available() else "cpu"}
+    if max_memory: place = spread_layers(AutoConfig.from_pretrained(path), precision, max_memory)
+    model = AutoModelForCausalLM.from_pretrained(
+        path, dtype=dict(fp32=torch.float32, fp16=torch.float16).get(precision, torch.bfloat16),
+        quantization_config=packing, offload_folder=offload_folder, device_map=place)
+    tok = AutoTokenizer.from_pretrained(path)
+    if tok.pad_token is None: tok.pad_token = tok.eos_token   # Llama and Mistral have none
+    return model.eval(), tok
 
 # %% ../nbs/week1/03_hello_llm.ipynb #093ad042
 def encode(tok, messages:list[dict]|str,  # chat messages, or the user's words
@@ -156,18 +195,19 @@ def encode(tok, messages:list[dict]|str,  # chat messages, or the user's words
           ) -> Tensor:                    # token ids, shape (1, tokens)
     "The prompt's token ids, by the model's chat template, with the assistant's turn opened."
     if isinstance(messages, str): messages = [dict(role="user", content=messages)]
-    return tok.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)["input_ids"].to(device)
+    return tok.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt",
+                                   return_dict=True)["input_ids"].to(device)
 
 # %% ../nbs/week1/03_hello_llm.ipynb #17bf1e53
 @torch.inference_mode()
-def generate(model,                                # a causal language model of transformers
-             input_ids:Tensor,                     # prompt, shape (1, tokens)
+def generate(model,                       # a causal language model of transformers
+             input_ids:Tensor,            # prompt, shape (1, tokens)
              max_new_tokens:int=128,
-             pick:Callable[[Tensor], int]|None=None,  # chooses a token id from logits of shape (vocabulary,); greedy when None
-             stop:tuple[int, ...]=(),              # token ids that end the answer
-             use_cache:bool=True,                  # keep keys and values, or compute everything again for each token
-            ) -> Iterator[int]:                    # token ids, each as soon as it is chosen; the stop token is not given
-    "Generate tokens one by one."
+             pick:Callable[[Tensor], int]|None=None,  # logits, shape (vocabulary,), to a token id
+             stop:tuple[int, ...]=(),     # token ids that end the answer
+             use_cache:bool=True,         # keep keys and values, or compute all for each token
+            ) -> Iterator[int]:           # token ids as they are chosen, without the stop token
+    "Generate tokens one by one; greedily without `pick`."
     pick = pick or (lambda logits: int(logits.argmax()))
     cache, step = None, input_ids
     for _ in range(max_new_tokens):
@@ -176,10 +216,11 @@ def generate(model,                                # a causal language model of 
         if token in stop: return
         yield token
         new = torch.tensor([[token]], device=input_ids.device)
-        cache, step = (out.past_key_values, new) if use_cache else (None, torch.cat([step, new], dim=1))
+        if use_cache: cache, step = out.past_key_values, new
+        else: step = torch.cat([step, new], dim=1)
 
 def stop_ids(model) -> tuple[int, ...]:
-    "The tokens that end an answer: one or several, for some models end a turn and a text differently."
+    "The tokens that end an answer; several where a model ends a turn and a text differently."
     ends = model.generation_config.eos_token_id
     return tuple(ends) if isinstance(ends, list) else (ends,)
 
@@ -188,22 +229,27 @@ def next_token_probs(logits:Tensor,          # shape (vocabulary,)
                      temperature:float=1.0,  # above 0
                      top_k:int=0,            # keep so many tokens; 0 keeps all
                      top_p:float=1.0,        # keep the smallest set that reaches this probability
-                    ) -> Tensor:             # probabilities, shape (vocabulary,), summing to 1; in 64 bits if `logits` are
+                    ) -> Tensor:             # probabilities, shape (vocabulary,), summing to 1
     "Temperature, then top-k, then top-p. Raises `ValueError` for a temperature of 0 or below."
-    if temperature <= 0: raise ValueError("temperature must be above 0; for greedy decoding take the argmax instead")
+    if temperature <= 0: raise ValueError("temperature must be above 0; or take the argmax instead")
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-    if top_k: logits = logits.masked_fill(logits < logits.topk(min(top_k, len(logits))).values[-1], -torch.inf)
+    if top_k:
+        least = logits.topk(min(top_k, len(logits))).values[-1]
+        logits = logits.masked_fill(logits < least, -torch.inf)
     probs, order = logits.softmax(-1).sort(descending=True)
-    probs[probs.cumsum(-1) - probs >= top_p] = 0        # a token goes if those before it already reach p
+    probs[probs.cumsum(-1) - probs >= top_p] = 0   # a token goes if those before it already reach p
     return torch.zeros_like(probs).scatter(0, order, probs / probs.sum())
 
 # %% ../nbs/week1/03_hello_llm.ipynb #cb672ef2
 def sampler(temperature:float=0.7, top_k:int=0, top_p:float=0.95,
             generator:torch.Generator|None=None,  # for repeatable draws
-           ) -> Callable[[Tensor], int]:          # for the `pick` of `generate`; greedy if the temperature is 0
-    "A function that draws a token id from logits."
+           ) -> Callable[[Tensor], int]:          # for the `pick` of `generate`
+    "A function that draws a token id from logits; the likeliest if the temperature is 0."
     if temperature == 0: return lambda logits: int(logits.argmax())
-    return lambda logits: int(torch.multinomial(next_token_probs(logits, temperature, top_k, top_p).cpu(), 1, generator=generator))
+    def pick(logits):
+        probs = next_token_probs(logits, temperature, top_k, top_p).cpu()
+        return int(torch.multinomial(probs, 1, generator=generator))
+    return pick
 
 # %% ../nbs/week1/03_hello_llm.ipynb #040b28b7
 def stream_text(tok, tokens:Iterator[int],  # token ids, as they come
@@ -217,7 +263,7 @@ def stream_text(tok, tokens:Iterator[int],  # token ids, as they come
             yield text[len(shown):]
             shown = text
 
-# %% ../nbs/week1/03_hello_llm.ipynb #47e4a798
+# %% ../nbs/week1/03_hello_llm.ipynb #a54332c5
 @dataclass(frozen=True)
 class Reply:
     "An engine's answer, and what it took."
@@ -231,31 +277,33 @@ class Reply:
         "New tokens a second, prefill included."
         return self.n_new / self.seconds
 
-# %% ../nbs/week1/03_hello_llm.ipynb #a54332c5
 class TransformersEngine:
     "A model in this process: transformers, with bitsandbytes if it was loaded in 8 or 4 bits."
     def __init__(self, model,     # from `load`
                  tok):            # its tokenizer
         self.model, self.tok, self.name = model, tok, "transformers"
 
-    def _tokens(self, messages, max_tokens, temperature, top_p):
+    def _tokens(self, messages, max_new_tokens=128, temperature=0.0, top_p=1.0):
         ids = encode(self.tok, messages, self.model.device)
-        limit = self.model.config.max_position_embeddings
-        if ids.shape[1] + max_tokens > limit: raise LLMError(
-            f"The prompt has {ids.shape[1]} tokens and you ask for {max_tokens} more, but this model's context is {limit}. "
-            "Shorten the prompt, or ask for fewer tokens.")
-        return ids, generate(self.model, ids, max_tokens, sampler(temperature, top_p=top_p), stop_ids(self.model))
+        n, limit = ids.shape[1], self.model.config.max_position_embeddings
+        if n + max_new_tokens > limit: raise LLMError(
+            f"The prompt has {n} tokens and you ask for {max_new_tokens} more, but this model's "
+            f"context is {limit}. Shorten the prompt, or ask for fewer tokens.")
+        pick = sampler(temperature, top_p=top_p)
+        return ids, generate(self.model, ids, max_new_tokens, pick, stop_ids(self.model))
 
-    def stream(self, messages:list[dict]|str, max_tokens:int=128, temperature:float=0.0, top_p:float=1.0) -> Iterator[str]:
-        "Pieces of the answer as they come."
-        return stream_text(self.tok, self._tokens(messages, max_tokens, temperature, top_p)[1])
-
-    def chat(self, messages:list[dict]|str, max_tokens:int=128, temperature:float=0.0, top_p:float=1.0) -> Reply:
+    def chat(self, messages:list[dict]|str, max_new_tokens:int=128,
+             temperature:float=0.0, top_p:float=1.0) -> Reply:
         "The whole answer. Raises `LLMError` if the prompt is longer than the context."
         start = time.perf_counter()
-        ids, tokens = self._tokens(messages, max_tokens, temperature, top_p)
+        ids, tokens = self._tokens(messages, max_new_tokens, temperature, top_p)
         new = list(tokens)
-        return Reply(self.tok.decode(new, skip_special_tokens=True), ids.shape[1], len(new), time.perf_counter() - start)
+        text = self.tok.decode(new, skip_special_tokens=True)
+        return Reply(text, ids.shape[1], len(new), time.perf_counter() - start)
+
+    def stream(self, *args, **options) -> Iterator[str]:
+        "Pieces of the answer as they come; the arguments are those of `chat`."
+        return stream_text(self.tok, self._tokens(*args, **options)[1])
 
 # %% ../nbs/week1/03_hello_llm.ipynb #9db23aec
 @torch.inference_mode()
@@ -263,7 +311,7 @@ def perplexity(model, tok, text:str,
                max_tokens:int=2048,   # how much of the text to use
                window:int=512,        # tokens seen at once; windows do not overlap
               ) -> float:             # exp of the mean negative log-likelihood per token, in nats
-    "Perplexity of a text under a model. Lower is better; comparable only between models with the same tokenizer."
+    "Perplexity of a text. Lower is better; comparable only between models with the same tokenizer."
     ids = tok(text, return_tensors="pt").input_ids[:, :max_tokens].to(model.device)
     total, count = 0.0, 0
     for chunk in ids.split(window, dim=1):
@@ -271,50 +319,44 @@ def perplexity(model, tok, text:str,
         logits = model(chunk).logits[0, :-1].float()
         total += torch.nn.functional.cross_entropy(logits, chunk[0, 1:], reduction="sum").item()
         count += chunk.shape[1] - 1
-    if not count: raise ValueError("The text has fewer than two tokens, so there is nothing to predict.")
+    if not count: raise ValueError("The text has fewer than two tokens; nothing can be predicted.")
     return float(torch.tensor(total / count).exp())
-
-# %% ../nbs/week1/03_hello_llm.ipynb #241b4d3a
-def linear_bytes(model) -> int:  # bytes
-    "Bytes of the weights of all linear layers but the output head, as stored: codes and their scales."
-    total = 0
-    for name, module in model.named_modules():
-        if not _is_packed(name, module): continue
-        w = module.weight
-        total += w.nbytes
-        state = getattr(w, "quant_state", None)
-        if state is not None: total += state.absmax.nbytes + (state.state2.absmax.nbytes if state.nested else 0)
-        if getattr(w, "SCB", None) is not None: total += w.SCB.nbytes
-    return total
 
 # %% ../nbs/week1/03_hello_llm.ipynb #9cc6c18f
 class OpenAIEngine:
-    "Any server that speaks the OpenAI-compatible API, such as llama.cpp, Ollama, vLLM or `transformers serve`."
+    "Any server with the API of OpenAI: llama.cpp, Ollama, vLLM, `transformers serve` and others."
     def __init__(self, base_url:str,          # such as `http://127.0.0.1:11434/v1`
                  model:str,                   # name of the model at that server
                  name:str="server",           # what to call it in tables
                  timeout:float=120):          # seconds without an answer before giving up
         from openai import OpenAI
         self.model, self.name, self.url, self.timeout = model, name, base_url, timeout
-        self.client = OpenAI(base_url=base_url, api_key=os.environ.get("OPENAI_API_KEY", "none"), timeout=timeout, max_retries=0)
+        key = os.environ.get("OPENAI_API_KEY", "none")
+        self.http = http_client(base_url, timeout)   # no proxy between us and this machine
+        self.client = OpenAI(base_url=base_url, api_key=key, timeout=timeout, max_retries=0,
+                             http_client=self.http)
 
     @contextmanager
     def _sentences(self):
         "Turn the client's exceptions into sentences."
         import openai
         try: yield
-        except openai.APITimeoutError as e:
-            raise LLMError(f"{self.url} did not answer within {self.timeout:g} s. Is it still loading the model? Ask again, or raise `timeout`.") from e
-        except openai.APIConnectionError as e:
-            raise LLMError(f"No server answers at {self.url}. Start it (`ollama serve`, `vllm serve MODEL`, `transformers serve`), or correct the URL.") from e
-        except openai.APIStatusError as e:
-            raise LLMError(f"{self.url} refused (HTTP {e.status_code}): {_said(e)}. {self._advice(e)}") from e
+        except openai.APITimeoutError as e: raise LLMError(
+            f"{self.url} did not answer within {self.timeout:g} s. Is it still loading the model? "
+            "Ask again, or raise `timeout`.") from e
+        except openai.APIConnectionError as e: raise LLMError(
+            f"No server answers at {self.url}. Start it (`ollama serve`, `vllm serve MODEL`, "
+            "`transformers serve`), or correct the URL.") from e
+        except openai.APIStatusError as e: raise LLMError(
+            f"{self.url} refused (HTTP {e.status_code}): {_said(e)}. {self._advice(e)}") from e
 
     def _advice(self, e) -> str:
         "What to do about a refusal."
-        if re.search(r"context|too long|exceed", _said(e)): return "Shorten the prompt, or start the server with a longer context."
+        if re.search(r"context|too long|exceed", _said(e)):
+            return "Shorten the prompt, or start the server with a longer context."
         models = self.models()
-        return f"It serves: {', '.join(models)}; you asked for {self.model!r}." if models else f"Does it serve {self.model!r}?"
+        if not models: return f"Does it serve {self.model!r}?"
+        return f"It serves: {', '.join(models)}; you asked for {self.model!r}."
 
     def models(self) -> list[str]:
         "Names of the models that the server offers; empty if it does not say."
@@ -322,30 +364,36 @@ class OpenAIEngine:
         try: return [m.id for m in self.client.models.list()]
         except openai.OpenAIError: return []
 
-    def _request(self, messages, max_tokens, temperature, top_p, schema, **kw):
+    def _request(self, messages, max_new_tokens=128, temperature=0.0, top_p=1.0, schema=None, **kw):
         if isinstance(messages, str): messages = [dict(role="user", content=messages)]
-        if schema: kw["response_format"] = dict(type="json_schema", json_schema=dict(name="answer", schema=schema, strict=True))
-        return self.client.chat.completions.create(model=self.model, messages=messages, max_tokens=max_tokens, temperature=temperature,
-                                                   top_p=top_p, **kw)
+        if schema: kw["response_format"] = dict(
+            type="json_schema", json_schema=dict(name="answer", schema=schema, strict=True))
+        return self.client.chat.completions.create(
+            model=self.model, messages=messages, max_tokens=max_new_tokens, temperature=temperature,
+            top_p=top_p, **kw)
 
-    def stream(self, messages:list[dict]|str, max_tokens:int=128, temperature:float=0.0, top_p:float=1.0, schema:dict|None=None) -> Iterator[str]:
-        "Pieces of the answer as they come."
-        with self._sentences():
-            for event in self._request(messages, max_tokens, temperature, top_p, schema, stream=True):
-                if event.choices and event.choices[0].delta.content: yield event.choices[0].delta.content
-
-    def chat(self, messages:list[dict]|str, max_tokens:int=128, temperature:float=0.0, top_p:float=1.0,
-             schema:dict|None=None,   # a JSON schema that the answer must follow; not every server can
+    def chat(self, messages:list[dict]|str, max_new_tokens:int=128, temperature:float=0.0,
+             top_p:float=1.0, schema:dict|None=None,   # JSON; not every server can follow one
             ) -> Reply:
-        "The whole answer. Raises `LLMError` if the server is not there, refuses, or does not answer in time."
+        "The whole answer. Raises `LLMError` if the server is not there, refuses or takes too long."
         start = time.perf_counter()
-        with self._sentences(): r = self._request(messages, max_tokens, temperature, top_p, schema)
-        return Reply(r.choices[0].message.content or "", r.usage.prompt_tokens, r.usage.completion_tokens, time.perf_counter() - start)
+        with self._sentences():
+            r = self._request(messages, max_new_tokens, temperature, top_p, schema)
+        return Reply(r.choices[0].message.content or "", r.usage.prompt_tokens,
+                     r.usage.completion_tokens, time.perf_counter() - start)
+
+    def stream(self, *args, **options) -> Iterator[str]:
+        "Pieces of the answer as they come; the arguments are those of `chat`."
+        with self._sentences():
+            for event in self._request(*args, **options, stream=True):
+                text = event.choices[0].delta.content if event.choices else None
+                if text: yield text
 
 def _said(e) -> str:
     "What the server said of its refusal, in one line."
     body = e.body if isinstance(e.body, dict) else {}
-    return " ".join(str(body.get("message") or body.get("detail") or e.response.text or e.message).split())[:300].rstrip(".")
+    said = body.get("message") or body.get("detail") or e.response.text or e.message
+    return " ".join(str(said).split())[:300].rstrip(".")
 
 # %% ../nbs/week1/03_hello_llm.ipynb #ce2f540b
 @contextmanager
@@ -353,15 +401,17 @@ def llama_cpp(gguf:str|Path,        # a GGUF file
               context:int=2048,     # tokens, prompt and answer together
               gpu_layers:int=-1,    # layers on the GPU; -1 for as many as fit
              ) -> Iterator[OpenAIEngine]:
-    "Serve a GGUF file with llama.cpp on 127.0.0.1 while the block runs. Raises `LLMError` if the file cannot be loaded."
+    "Serve a GGUF file with llama.cpp on 127.0.0.1 while the block runs. Raises `LLMError`."
     import xllamacpp
     gguf = Path(gguf)
     if not gguf.is_file(): raise LLMError(f"There is no file {gguf}. llama.cpp needs a .gguf file.")
     params = xllamacpp.CommonParams()
     params.model.path, params.model_alias = str(gguf), {gguf.stem}
-    params.n_ctx, params.n_gpu_layers, params.n_parallel, params.port, params.verbosity = context, gpu_layers, 1, 0, 0
+    params.n_ctx, params.n_gpu_layers, params.n_parallel = context, gpu_layers, 1
+    params.port, params.verbosity = 0, 0
     try: server = xllamacpp.Server(params)
-    except Exception as e: raise LLMError(f"llama.cpp cannot load {gguf.name}: {e}. Is it a whole GGUF file?") from e
+    except Exception as e: raise LLMError(
+        f"llama.cpp cannot load {gguf.name}: {e}. Is it a whole GGUF file?") from e
     try: yield OpenAIEngine(f"{server.listening_address}/v1", gguf.stem, "llama.cpp")
     finally: del server
 
@@ -370,10 +420,12 @@ def _to_q8_0(source:Path, target:Path):
     import gguf
     read, q8_0 = gguf.GGUFReader(source), gguf.GGMLQuantizationType.Q8_0
     write = gguf.GGUFWriter(target, read.fields["general.architecture"].contents())
-    known = {"general.architecture": None, "general.file_type": gguf.LlamaFileType.MOSTLY_Q8_0.value}   # the writer adds the first itself
+    write.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    written = ("general.architecture", "general.file_type")
     for f in read.fields.values():
-        value = known.get(f.name, f.contents())
-        if value is not None and not f.name.startswith("GGUF."): write.add_key_value(f.name, value, f.types[0], f.types[-1] if len(f.types) > 1 else None)
+        if f.name in written or f.name.startswith("GGUF."): continue
+        of_list = f.types[-1] if len(f.types) > 1 else None
+        write.add_key_value(f.name, f.contents(), f.types[0], of_list)
     for t in read.tensors:
         weights = gguf.dequantize(t.data, t.tensor_type)
         if weights.ndim == 1: write.add_tensor(t.name, weights)
@@ -385,37 +437,47 @@ def _to_q8_0(source:Path, target:Path):
 
 def served_gguf(name:str,  # a GGUF of the course (see `ASSETS`)
                ) -> Path:
-    "The file to give to llama.cpp: the fetched one, or of tier tiny's stand-in a copy in Q8_0, made once."
-    if not name.startswith("smollm2"): return fetch(name)
-    return derived(f"{name}-q8_0", lambda folder: _to_q8_0(fetch(name), folder/f"{name}.gguf"), key=ASSETS[name].sha256)/f"{name}.gguf"
+    "The file for llama.cpp: the fetched one, or of tier tiny's stand-in a copy in Q8_0."
+    path = fetch(name)
+    if name != STANDINS["chat"]: return path
+    return derived(f"{name}-q8_0", lambda folder: _to_q8_0(path, folder/f"{name}.gguf"),
+                   key=ASSETS[name].sha256)/f"{name}.gguf"
 
-# %% ../nbs/week1/03_hello_llm.ipynb #7d7ab5db
-@contextmanager
-def transformers_server(folder:str|Path,       # a model's folder, see `model_path`
-                        precision:str="bf16",  # bf16, int8 or nf4
-                        timeout:float=120,     # seconds it may take to load
-                       ) -> Iterator[OpenAIEngine]:
-    "Run `transformers serve` on 127.0.0.1 while the block runs. Raises `LLMError` if it does not come up in time."
-    import httpx
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    program = Path(sys.executable).with_name("transformers")
-    command = [str(program), "serve", str(folder), "--host", "127.0.0.1", "--port", str(port), "--dtype", "bfloat16"]
-    if precision != "bf16": command += ["--quantization", dict(int8="bnb-8bit", nf4="bnb-4bit")[precision]]
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-        try:
-            end = time.monotonic() + timeout
-            while True:
-                try:
-                    if httpx.get(f"http://127.0.0.1:{port}/health", timeout=2).is_success: break
-                except httpx.HTTPError: pass
-                if process.poll() is not None or time.monotonic() > end:
-                    log.seek(0)
-                    raise LLMError(f"`transformers serve` did not come up within {timeout:g} s. It said: {log.read()[-500:].strip()}")
-                time.sleep(0.2)
-            yield OpenAIEngine(f"http://127.0.0.1:{port}/v1", str(folder), "transformers serve")
-        finally:
-            if process.poll() is None: os.killpg(process.pid, signal.SIGTERM)
-            process.wait(10)
+# %% ../nbs/week1/03_hello_llm.ipynb #a229f801
+TURNS = 8   # questions and answers of a conversation that are sent along
+
+@command("chat")
+def talk(question:Annotated[str, typer.Argument(help="one question; a conversation without it")]="",
+         tier:str="auto",           # tiny, 12gb, 16gb, or auto: what this machine can hold
+         max_new_tokens:int=256,    # of an answer
+        ) -> int:                   # exit code
+    "Ask a chat model on this machine, or talk with it until an empty line."
+    cfg = choose(tier,
+        gguf    = (STANDINS["chat"],                "llama-3.1-8b-instruct-gguf"),
+        system  = ("Answer in one short sentence.", "Be brief and exact."),
+        context = (2048,                            8192))
+    gguf, said, new, seconds = served_gguf(cfg.gguf), [], 0, 0.0
+    system = dict(role="system", content=cfg.system)
+    with llama_cpp(gguf, cfg.context) as engine:
+        for asked in [question] if question else _lines():
+            said.append(dict(role="user", content=asked))
+            start, pieces = time.perf_counter(), []
+            for piece in engine.stream([system, *said[1 - TURNS:]], max_new_tokens):
+                print(piece, end="", flush=True)
+                pieces.append(piece)
+            print(flush=True)
+            new, seconds = new + len(pieces), seconds + time.perf_counter() - start
+            said.append(dict(role="assistant", content="".join(pieces)))
+    if new: print(f"\n{gguf.stem} said this, on tier {cfg.tier} by llama.cpp, with some "
+                  f"{new / seconds:.0f} tokens a second.\n"
+                  "How it works: `make lab`, then nbs/week1/03_hello_llm.ipynb.")
+    return 0
+
+def _lines() -> Iterator[str]:
+    "What somebody types, up to an empty line or the end of the input."
+    watched = sys.stdin.isatty()
+    while True:
+        if watched: print("> ", end="", flush=True)
+        line = sys.stdin.readline().strip()
+        if not line: return
+        yield line

@@ -4,48 +4,53 @@
 
 # %% ../nbs/tools/04_media_workloads.ipynb #b7ba1431
 from __future__ import annotations
-import gc
+import gc, json
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+import mlcourse
 from .trace import Trace, add_workspaces, fake, mark, replay, trace
+from .workload import PlanError, Workload
 from .workloads import AdamW8bit, MatMul4Bit, attention as fused_attention, quiet
 
 # %% auto #0
-__all__ = ['LIFTED', 'aten', 'SD15_UNET', 'SD_VAE', 'CLIP_L', 'CLIP_VISION', 'SDXL_UNET', 'CLIP_G', 'VIT_TINY', 'DDPM_CIFAR',
-           'WHISPER', 'LLAVA_TEXT', 'LLAVA_VISION', 'IMAGE_TOKENS', 'CONTEXT', 'DREAMBOOTH', 'SDXL_BLOG',
-           'WHISPER_README', 'ROWS', 'hollow', 'n_params', 'cast', 'LikeCuda', 'ConvWorkspace', 'Assume', 'follow',
-           'gb', 'optimizer', 'backward', 'train', 'diffusion_parts', 'encode_text', 'diffusion_infer',
-           'diffusion_train', 'vit_train', 'ddpm_train', 'yolo_model', 'yolo_train', 'yolo_probe', 'whisper_infer',
-           'whisper_train', 'Linear4bit', 'in_4bit', 'llava_model', 'llava_infer', 'llava_qlora', 'media_trace', 'Row',
-           'predicted', 'media_table']
+__all__ = ['LIFTED', 'aten', 'DATA', 'CONFIGS', 'IMAGE_TOKENS', 'CONTEXT', 'ROWS', 'hollow', 'n_params', 'cast', 'LikeCuda',
+           'ConvWorkspace', 'Assume', 'follow', 'gb', 'optimizer', 'backward', 'train', 'diffusion_parts',
+           'encode_text', 'diffusion_infer', 'diffusion_train', 'vit_train', 'ddpm_train', 'yolo_model', 'yolo_train',
+           'yolo_probe', 'whisper_infer', 'whisper_train', 'Linear4bit', 'in_4bit', 'llava_model', 'llava_infer',
+           'llava_qlora', 'media_trace', 'predicted']
 
 # %% ../nbs/tools/04_media_workloads.ipynb #6662579c
+def _refilled(model:nn.Module, dtype=None) -> nn.Module:
+    "`model` with empty tensors for its own; what was shared stays shared."
+    made = {}
+    def like(t:Tensor) -> Tensor:
+        if id(t) not in made:
+            kind = dtype if dtype and t.is_floating_point() else t.dtype
+            new = torch.empty(t.shape, dtype=kind, device="cpu")
+            if isinstance(t, nn.Parameter): new = nn.Parameter(new, requires_grad=t.requires_grad)
+            made[id(t)] = new
+        return made[id(t)]
+    for m in model.modules():
+        for tensors in (m._parameters, m._buffers):
+            tensors.update({name: like(t) for name, t in tensors.items() if t is not None})
+    return model
+
 def hollow(build:Callable[[], nn.Module],  # makes the model, from a configuration
            dtype:torch.dtype|None=None,    # of its floating-point weights; None keeps each as it is
           ) -> nn.Module:                  # on fake tensors; call this under `fake()`
     "The model that `build` makes, on tensors that have a size and no content."
     with unset_fake_temporarily(), torch.device("meta"): model = build()
-    made = {}
-    def like(t:Tensor) -> Tensor:
-        if id(t) not in made:
-            new = torch.empty(t.shape, dtype=dtype if dtype and t.is_floating_point() else t.dtype, device="cpu")
-            made[id(t)] = nn.Parameter(new, requires_grad=t.requires_grad) if isinstance(t, nn.Parameter) else new
-        return made[id(t)]
-    for m in model.modules():
-        for tensors in (m._parameters, m._buffers):
-            for name, t in tensors.items():
-                if t is not None: tensors[name] = like(t)
-    return model
+    return _refilled(model, dtype)
 
 def n_params(model:nn.Module) -> int: # how many numbers
     "Parameters of a model, shared ones counted once."
@@ -56,25 +61,30 @@ def cast(model:nn.Module, dtype:torch.dtype):
     "Change the type of the floating-point weights, one by one."
     for m in model.modules():
         for name, p in m._parameters.items():
-            if p is not None and p.is_floating_point(): m._parameters[name] = nn.Parameter(p.detach().to(dtype), requires_grad=p.requires_grad)
+            if p is None or not p.is_floating_point(): continue
+            m._parameters[name] = nn.Parameter(p.detach().to(dtype), requires_grad=p.requires_grad)
 
 # %% ../nbs/tools/04_media_workloads.ipynb #344d0e01
-_names = "layer_norm group_norm softmax log_softmax cross_entropy nll_loss mse_loss l1_loss smooth_l1_loss interpolate softplus"
-LIFTED = {getattr(F, n) for n in (_names + " binary_cross_entropy_with_logits cosine_similarity").split()}
-LIFTED |= {getattr(where, n) for n in "softmax log_softmax exp log pow sum prod cumsum reciprocal rsqrt norm".split() for where in (torch, Tensor)}
+_FUNCTIONAL = """layer_norm group_norm softmax log_softmax cross_entropy nll_loss mse_loss l1_loss
+    smooth_l1_loss interpolate softplus binary_cross_entropy_with_logits cosine_similarity"""
+_METHODS = "softmax log_softmax exp log pow sum prod cumsum reciprocal rsqrt norm"
+LIFTED = {getattr(F, n) for n in _FUNCTIONAL.split()}
+LIFTED |= {getattr(where, n) for n in _METHODS.split() for where in (torch, Tensor)}
 LIFTED |= {Tensor.__pow__, torch.layer_norm, torch.group_norm}
 
 class LikeCuda(TorchFunctionMode):
     "Fused attention, and under `torch.autocast(\"cpu\")` the 32-bit operations of CUDA's list."
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs, auto = kwargs or {}, torch.is_autocast_enabled("cpu")
+        kwargs, auto, low = kwargs or {}, torch.is_autocast_enabled("cpu"), torch.float32
         if func is F.scaled_dot_product_attention:
-            low = torch.get_autocast_dtype("cpu")
-            if auto: args = tuple(a.to(low) if isinstance(a, Tensor) and a.dtype is torch.float32 else a for a in args)
-            return fused_attention()(*args, **kwargs)
+            if auto: low = torch.get_autocast_dtype("cpu")
+            return fused_attention()(*_as_type(args, low, torch.float32), **kwargs)
         if not auto or func not in LIFTED: return func(*args, **kwargs)
-        args = tuple(a.float() if isinstance(a, Tensor) and a.dtype in (torch.float16, torch.bfloat16) else a for a in args)
+        args = _as_type(args, torch.float32, torch.float16, torch.bfloat16)
         with torch.autocast("cpu", enabled=False): return func(*args, **kwargs)
+
+def _as_type(args, to, *types):
+    return tuple(a.to(to) if isinstance(a, Tensor) and a.dtype in types else a for a in args)
 
 # %% ../nbs/tools/04_media_workloads.ipynb #7c9d657b
 aten = torch.ops.aten
@@ -82,31 +92,32 @@ aten = torch.ops.aten
 class ConvWorkspace(TorchDispatchMode):
     "Allocates, for the time of a 16-bit convolution, copies of its tensors."
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if args and isinstance(args[0], Tensor) and args[0].dtype is not torch.float32:
-            if func is aten.convolution.default: [torch.empty_like(t) for t in (args[0], args[1], out)]
-            elif func is aten.convolution_backward.default: [torch.empty_like(t) for t in args[:3]]
+        out, copied = func(*args, **(kwargs or {})), ()
+        if func is aten.convolution.default: copied = (args[0], args[1], out)
+        elif func is aten.convolution_backward.default: copied = args[:3]
+        if copied and args[0].dtype is not torch.float32: [torch.empty_like(t) for t in copied]
         return out
 
 # %% ../nbs/tools/04_media_workloads.ipynb #a7542a08
 class Assume(TorchDispatchMode):
     "Answers questions about the content of fake tensors."
-    def __init__(self,
-                 number=1,                  # the answer where an integer or a float is wanted
-                 count=lambda mask: 1,      # takes a mask, says how many of its entries are true
-                 yes=True,                  # the answer where yes or no is wanted
-                ):
+    def __init__(self, number=1, yes=True,  # the answers to what wants a number, or yes or no
+                 count=lambda mask: 1):     # takes a mask, says how many of its entries are true
         super().__init__()
         self.number, self.count, self.yes = number, count, yes
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is aten._local_scalar_dense.default:
-            return self.yes if args[0].dtype is torch.bool else float(self.number) if args[0].is_floating_point() else self.number
-        if func is aten.nonzero.default: return torch.empty(self.count(args[0]), args[0].ndim, dtype=torch.long)
+            if args[0].dtype is torch.bool: return self.yes
+            return float(self.number) if args[0].is_floating_point() else self.number
+        if func is aten.nonzero.default:
+            return torch.empty(self.count(args[0]), args[0].ndim, dtype=torch.long)
         if func is aten._unique2.default:
             whole = args[0].flatten()
-            return torch.empty_like(whole), torch.empty_like(whole, dtype=torch.long), torch.empty_like(whole, dtype=torch.long)
-        if func in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default): args = (args[0], self._places(args[1]), *args[2:])
+            places = [torch.empty_like(whole, dtype=torch.long) for _ in range(2)]
+            return torch.empty_like(whole), *places
+        if func in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default):
+            args = (args[0], self._places(args[1]), *args[2:])
         return func(*args, **(kwargs or {}))
 
     def _places(self, indices) -> list:
@@ -120,15 +131,12 @@ class Assume(TorchDispatchMode):
 # %% ../nbs/tools/04_media_workloads.ipynb #7f2b44a4
 def follow(step:Callable[[], None],  # the work; call this under `fake()`
            *models:nn.Module,        # models whose weights are on the card when it begins
-           assume:Assume|None=None,  # answers for what depends on data
+           assume=nullcontext(),     # an `Assume` for what depends on data
            **meta,                   # what the trace is of
           ) -> Trace:
     "Trace `step` as it would run on a GPU."
     def on_gpu():
-        with ExitStack() as stack:
-            for mode in filter(None, (LikeCuda(), ConvWorkspace(), assume)): stack.enter_context(mode)
-            stack.enter_context(quiet())
-            step()
+        with LikeCuda(), ConvWorkspace(), assume, quiet(): step()
     gc.collect()
     result = add_workspaces(trace(on_gpu, modules=models))
     result.meta.update({"params": sum(map(n_params, models))} | meta)
@@ -139,28 +147,24 @@ def gb(nbytes:int) -> float: # in units of 10^9 bytes, as most published figures
     return round(nbytes / 1e9, 2)
 
 # %% ../nbs/tools/04_media_workloads.ipynb #59b50133
-def optimizer(params,               # what is trained
-              eight_bit=False,      # bitsandbytes' 8-bit Adam
-              foreach=True,         # PyTorch's default on CUDA since 2.0: one pass over all tensors, with a temporary copy of them all
-             ) -> torch.optim.Optimizer:
-    "AdamW, or a stand-in for its 8-bit variant."
+def optimizer(params, eight_bit=False, foreach=True) -> torch.optim.Optimizer:
+    "AdamW, `foreach` with a temporary copy of all tensors, or a stand-in for its 8-bit variant."
     params = [p for p in params if p.requires_grad]
     return AdamW8bit(params) if eight_bit else torch.optim.AdamW(params, foreach=foreach)
 
-# %% ../nbs/tools/04_media_workloads.ipynb #86b08f9e
 def backward(loss:Tensor):
-    "`loss.backward()`, which would suspend `LikeCuda`, so that what checkpointing recomputes would look otherwise than before."
-    torch.autograd.Variable._execution_engine.run_backward((loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True)
+    "`loss.backward()`, but `LikeCuda` stays on for what checkpointing computes again."
+    run = torch.autograd.Variable._execution_engine.run_backward
+    run((loss,), (torch.ones_like(loss),), False, False, (), True, accumulate_grad=True)
 
 def train(loss_of:Callable[[], Tensor],  # builds a batch and returns the loss
           opt:torch.optim.Optimizer,     # over what is trained
-          precision:torch.dtype=torch.float16, # of autocast; float32 turns it off
-          steps=2,                       # the second step has optimizer states from its beginning
+          precision=torch.float16,       # of autocast
          ):
-    "Training steps, with a mark at the start of each phase."
-    for _ in range(steps):
+    "Two training steps; the second has optimizer states from its beginning."
+    for _ in range(2):
         mark("forward")
-        with torch.autocast("cpu", precision, enabled=precision is not torch.float32): loss = loss_of()
+        with torch.autocast("cpu", precision): loss = loss_of()
         mark("backward")
         backward(loss)
         mark("optimizer")
@@ -169,39 +173,36 @@ def train(loss_of:Callable[[], Tensor],  # builds a batch and returns the loss
         del loss
 
 # %% ../nbs/tools/04_media_workloads.ipynb #e5b30397
-# https://huggingface.co/stable-diffusion-v1-5/stable-diffusion-v1-5 (unet, vae, text_encoder, safety_checker: config.json)
-SD15_UNET = dict(sample_size=64, cross_attention_dim=768, block_out_channels=(320, 640, 1280, 1280), attention_head_dim=8,
-    down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3)
-SD_VAE = dict(block_out_channels=(128, 256, 512, 512), layers_per_block=2, down_block_types=("DownEncoderBlock2D",) * 4,
-    up_block_types=("UpDecoderBlock2D",) * 4)
-CLIP_L = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, projection_dim=768)
-CLIP_VISION = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, patch_size=14, image_size=224)
-# https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0
-SDXL_UNET = dict(sample_size=128, cross_attention_dim=2048, block_out_channels=(320, 640, 1280), attention_head_dim=(5, 10, 20),
-    transformer_layers_per_block=(1, 2, 10), use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=256,
-    projection_class_embeddings_input_dim=2816, down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 2,
-    up_block_types=("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",))
-CLIP_G = dict(hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20, projection_dim=1280, hidden_act="gelu")
+DATA = Path(mlcourse.__file__).parent/"data"/"vram"
+CONFIGS = {name: entry["config"] for name, entry in
+           json.loads((DATA/"media.json").read_text(encoding="utf-8")).items()}
 
-# %% ../nbs/tools/04_media_workloads.ipynb #fd93c4b5
+def _unet(xl:bool):
+    from diffusers import UNet2DConditionModel
+    return UNet2DConditionModel(**CONFIGS["sdxl_unet" if xl else "sd15_unet"])
+
 def diffusion_parts(version="1.5",        # "1.5" or "xl"
                     dtype=torch.float16,  # of all weights
-                    safety=False,         # with the safety checker's image encoder, which SD 1.5's pipeline loads by default
-                   ) -> dict[str, nn.Module]: # frozen, in evaluation mode; call this under `fake()`
+                    safety=False,         # with the safety checker, as SD 1.5's pipeline has it
+                   ) -> dict[str, nn.Module]: # frozen; call this under `fake()`
     "The models of a Stable Diffusion pipeline, without weights."
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModel
+    import transformers as hf
+    from diffusers import AutoencoderKL
     xl = version == "xl"
-    parts = dict(text=lambda: CLIPTextModel(CLIPTextConfig(**CLIP_L)))
-    if xl: parts["text_2"] = lambda: CLIPTextModelWithProjection(CLIPTextConfig(**CLIP_G))
-    parts["unet"] = lambda: UNet2DConditionModel(**(SDXL_UNET if xl else SD15_UNET))
-    parts["vae"] = lambda: AutoencoderKL(**SD_VAE, sample_size=1024 if xl else 512)
-    if safety: parts["safety"] = lambda: CLIPVisionModel(CLIPVisionConfig(**CLIP_VISION))
-    return {name: hollow(build, dtype).eval().requires_grad_(False) for name, build in parts.items()}
+    parts = dict(text=lambda: hf.CLIPTextModel(hf.CLIPTextConfig(**CONFIGS["clip_l"])))
+    if xl:
+        config = hf.CLIPTextConfig(**CONFIGS["clip_g"])
+        parts["text_2"] = lambda: hf.CLIPTextModelWithProjection(config)
+    parts["unet"] = lambda: _unet(xl)
+    parts["vae"] = lambda: AutoencoderKL(**CONFIGS["sd_vae"], sample_size=1024 if xl else 512)
+    vision = hf.CLIPVisionConfig(**CONFIGS["clip_vision"])
+    if safety: parts["safety"] = lambda: hf.CLIPVisionModel(vision)
+    made = {name: hollow(build, dtype) for name, build in parts.items()}
+    return {name: model.eval().requires_grad_(False) for name, model in made.items()}
 
 def encode_text(parts:dict[str, nn.Module],  # of `diffusion_parts`
                 n:int,                       # prompts
-               ):                            # hidden states (n, 77, width), and SDXL's pooled vector (n, 1280) or None
+               ):        # hidden states (n, 77, width), and SDXL's pooled vector (n, 1280) or None
     "What the U-Net is told, by one text encoder or by SDXL's two."
     ids, hidden, pooled = torch.zeros(n, 77, dtype=torch.long), [], None
     for name in (name for name in ("text", "text_2") if name in parts):
@@ -210,15 +211,19 @@ def encode_text(parts:dict[str, nn.Module],  # of `diffusion_parts`
         if name == "text_2": pooled = out.text_embeds
     return torch.cat(hidden, -1), pooled
 
+def _told(pooled, n, dtype=torch.float32) -> dict:
+    "SDXL's further input of `n` rows; nothing for SD 1.5."
+    if pooled is None: return {}
+    return dict(added_cond_kwargs=dict(text_embeds=pooled, time_ids=torch.empty(n, 6, dtype=dtype)))
+
 # %% ../nbs/tools/04_media_workloads.ipynb #4873134a
 def diffusion_infer(version="1.5",        # "1.5" or "xl"
-                    size=None,            # pixels of an edge; None for the model's own, 512 or 1024
+                    size=None,            # pixels of an edge; the model's own, 512 or 1024
                     batch=1,              # pictures at a time
-                    steps=1,              # denoising steps
-                    attention="fused",    # "fused", "plain" (writes all scores) or "sliced" (half of the heads at a time)
+                    attention="fused",    # fused, plain (all scores) or sliced (half of the heads)
                     vae_slicing=False,    # decode one picture after the other
-                    vae_tiling=False,     # decode a picture larger than the model's own size in overlapping tiles of that size
-                    offload=False,        # model offload: text encoders, U-Net and autoencoder take turns on the card
+                    vae_tiling=False,     # decode a larger picture in overlapping tiles
+                    offload=False,        # text encoders, U-Net and autoencoder take turns
                     safety=False,         # the safety checker is loaded
                     dtype=torch.float16,  # of weights and activations
                    ) -> Trace:
@@ -226,7 +231,8 @@ def diffusion_infer(version="1.5",        # "1.5" or "xl"
     from diffusers.models.attention_processor import AttnProcessor
     xl = version == "xl"
     size = size or (1024 if xl else 512)
-    with fake():
+    def blank(*shape): return torch.empty(*shape, dtype=dtype)
+    with fake(), torch.no_grad():
         parts = diffusion_parts(version, dtype, safety)
         unet, vae = parts["unet"], parts["vae"]
         if attention == "plain": unet.set_attn_processor(AttnProcessor())
@@ -234,22 +240,18 @@ def diffusion_infer(version="1.5",        # "1.5" or "xl"
         if vae_slicing: vae.enable_slicing()
         if vae_tiling: vae.enable_tiling()
 
-        @torch.no_grad()
         def encode():
             text, pooled = encode_text(parts, 2)
-            return text.repeat_interleave(batch, 0), pooled.repeat_interleave(batch, 0) if xl else None
+            if xl: pooled = pooled.repeat_interleave(batch, 0)
+            return text.repeat_interleave(batch, 0), pooled
 
-        @torch.no_grad()
         def denoise(text, pooled):
-            extra = dict(added_cond_kwargs=dict(text_embeds=pooled, time_ids=torch.empty(2 * batch, 6, dtype=dtype))) if xl else {}
-            x = torch.empty(batch, 4, size // 8, size // 8, dtype=dtype)
-            for _ in range(steps):
-                noise = unet(torch.cat([x] * 2), torch.tensor(500), encoder_hidden_states=text, return_dict=False, **extra)[0]
-                empty, prompt = noise.chunk(2)
-                x = x - (empty + 7.5 * (prompt - empty))
-            return x
+            x, told = blank(batch, 4, size // 8, size // 8), _told(pooled, 2 * batch, dtype)
+            noise = unet(torch.cat([x] * 2), torch.tensor(500), encoder_hidden_states=text,
+                         return_dict=False, **told)[0]
+            empty, prompt = noise.chunk(2)
+            return x - (empty + 7.5 * (prompt - empty))
 
-        @torch.no_grad()
         def decode(x):
             if xl and dtype is torch.float16:
                 cast(vae, torch.float32)
@@ -264,386 +266,308 @@ def diffusion_infer(version="1.5",        # "1.5" or "xl"
             mark("decode")
             decode(x)
 
-        if not offload: return follow(step, *parts.values(), version=version, size=size, batch=batch)
-        blank = lambda *s: torch.empty(*s, dtype=dtype)
-        text = (blank(2 * batch, 77, 2048 if xl else 768), blank(2 * batch, 1280) if xl else None)
-        turns = (("text", encode), ("denoise", lambda: denoise(*text)), ("decode", lambda: decode(blank(batch, 4, size // 8, size // 8))))
-        on_card = {"text": [m for n, m in parts.items() if n.startswith("text")], "denoise": [unet], "decode": [vae]}
-        return max((follow(turn, *on_card[n], phase=n, version=version, size=size, batch=batch) for n, turn in turns), key=lambda t: t.peak)
+        meta = dict(version=version, size=size, batch=batch)
+        if not offload: return follow(step, *parts.values(), **meta)
+        text = blank(2 * batch, 77, 2048 if xl else 768), blank(2 * batch, 1280) if xl else None
+        encoders = [m for n, m in parts.items() if n.startswith("text")]
+        turns = ((encode, encoders), (lambda: denoise(*text), [unet]),
+                 (lambda: decode(blank(batch, 4, size // 8, size // 8)), [vae]))
+        return max((follow(turn, *models, **meta) for turn, models in turns), key=lambda t: t.peak)
 
 # %% ../nbs/tools/04_media_workloads.ipynb #4c1f6ae4
-def diffusion_train(lora=0,                # rank of LoRA on the attention layers; 0 trains the whole U-Net, in 32 bit
+def diffusion_train(lora=0,                # rank of LoRA on the attention layers; 0: all, in 32 bit
                     batch=1,               # pictures at a time
-                    size=None,             # pixels of an edge; None for the model's own, 512 or 1024
+                    size=None,             # pixels of an edge; the model's own, 512 or 1024
                     checkpointing=True,    # gradient checkpointing
                     eight_bit=True,        # 8-bit Adam
-                    cached=True,           # latents and text embeddings were computed before; else both encoders are on the card
-                    precision=torch.float16,  # of autocast; float32 turns it off
-                    foreach=False,         # the optimizer's one-pass variant, default since PyTorch 2.0
+                    cached=True,           # latents and texts were encoded before
+                    foreach=False,         # the optimizer's one-pass variant
                     version="1.5",         # "1.5" or "xl"
                    ) -> Trace:
     "Trace two training steps of a Stable Diffusion U-Net: DreamBooth, or LoRA."
-    from diffusers import UNet2DConditionModel
     from peft import LoraConfig
-    xl = version == "xl"
+    xl, half = version == "xl", torch.float16
     size = size or (1024 if xl else 512)
     def build():
-        unet = UNet2DConditionModel(**(SDXL_UNET if xl else SD15_UNET))
+        unet = _unet(xl)
         if not lora: return unet
-        nn.Module.to(unet.requires_grad_(False), precision).add_adapter(LoraConfig(r=lora, lora_alpha=lora, target_modules=["to_k", "to_q", "to_v", "to_out.0"]))
+        nn.Module.to(unet.requires_grad_(False), half)
+        unet.add_adapter(LoraConfig(r=lora, lora_alpha=lora,
+                                    target_modules=["to_k", "to_q", "to_v", "to_out.0"]))
         for p in unet.parameters():
             if p.requires_grad: p.data = p.data.float()
         return unet
     with fake():
-        unet = hollow(build).train()
+        unet, parts = hollow(build).train(), {}
         if checkpointing: unet.enable_gradient_checkpointing()
-        parts = {} if cached else {k: m for k, m in diffusion_parts(version, precision).items() if k in ("text", "text_2", "vae")}
+        if not cached:
+            parts = diffusion_parts(version, half)
+            del parts["unet"]
         opt = optimizer(unet.parameters(), eight_bit, foreach)
 
-        def loss_of():
-            if cached: x, text, pooled = torch.empty(batch, 4, size // 8, size // 8), torch.empty(batch, 77, 2048 if xl else 768), torch.empty(batch, 1280)
-            else:
-                with torch.no_grad():
-                    x = parts["vae"].encode(torch.empty(batch, 3, size, size, dtype=precision)).latent_dist.mode()
-                    text, pooled = encode_text(parts, batch)
-            extra = dict(added_cond_kwargs=dict(text_embeds=pooled, time_ids=torch.empty(batch, 6))) if xl else {}
-            noise = torch.empty_like(x)
-            return F.mse_loss(unet(x + noise, torch.zeros(batch, dtype=torch.long), encoder_hidden_states=text, **extra).sample.float(), noise.float())
+        def inputs():
+            if cached:
+                return (torch.empty(batch, 4, size // 8, size // 8),
+                        torch.empty(batch, 77, 2048 if xl else 768),
+                        torch.empty(batch, 1280) if xl else None)
+            with torch.no_grad():
+                pixels = torch.empty(batch, 3, size, size, dtype=half)
+                return parts["vae"].encode(pixels).latent_dist.mode(), *encode_text(parts, batch)
 
-        return follow(lambda: train(loss_of, opt, precision), unet, *parts.values(), batch=batch, size=size, lora=lora)
+        def loss_of():
+            x, text, pooled = inputs()
+            noise = torch.empty_like(x)
+            out = unet(x + noise, torch.zeros(batch, dtype=torch.long), encoder_hidden_states=text,
+                       **_told(pooled, batch))
+            return F.mse_loss(out.sample.float(), noise.float())
+
+        return follow(lambda: train(loss_of, opt), unet, *parts.values(), batch=batch, size=size)
 
 # %% ../nbs/tools/04_media_workloads.ipynb #035ed169
-# https://huggingface.co/facebook/deit-tiny-patch16-224 and https://huggingface.co/google/ddpm-cifar10-32
-VIT_TINY = dict(hidden_size=192, intermediate_size=768, num_hidden_layers=12, num_attention_heads=3, image_size=224, patch_size=16)
-DDPM_CIFAR = dict(sample_size=32, block_out_channels=(128, 256, 256, 256), layers_per_block=2, norm_eps=1e-6, freq_shift=1, downsample_padding=0,
-    flip_sin_to_cos=False, attention_head_dim=None, down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
-    up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"))
-
-def vit_train(batch=64,                  # pictures at a time
-              classes=1000,              # what they are sorted into
-              config=VIT_TINY,           # of `transformers.ViTConfig`
-              precision=torch.float16,   # of autocast
-             ) -> Trace:
-    "Trace two training steps of a vision transformer."
+def vit_train(batch=64) -> Trace:
+    "Trace two training steps of ViT-Tiny, on `batch` pictures at a time."
     from transformers import ViTConfig, ViTForImageClassification
+    config = CONFIGS["vit_tiny"]
     with fake():
-        model = hollow(lambda: ViTForImageClassification(ViTConfig(**config, num_labels=classes))).train()
-        px = config["image_size"]
-        loss_of = lambda: F.cross_entropy(model(pixel_values=torch.empty(batch, 3, px, px)).logits, torch.zeros(batch, dtype=torch.long))
-        opt = optimizer(model.parameters())
-        return follow(lambda: train(loss_of, opt, precision), model, batch=batch)
-
-def ddpm_train(batch=128,                # pictures at a time
-               size=32,                  # pixels of an edge
-               channels=3,               # of a picture
-               config=DDPM_CIFAR,        # of `diffusers.UNet2DModel`
-               precision=torch.float16,  # of autocast
-              ) -> Trace:
-    "Trace two training steps of a diffusion model on pixels."
-    from diffusers import UNet2DModel
-    with fake():
-        model = hollow(lambda: UNet2DModel(**config, in_channels=channels, out_channels=channels)).train()
+        model = hollow(lambda: ViTForImageClassification(ViTConfig(**config, num_labels=1000)))
+        model.train()
         def loss_of():
-            x, noise = (torch.empty(batch, channels, size, size) for _ in range(2))
+            pixels = torch.empty(batch, 3, config["image_size"], config["image_size"])
+            labels = torch.zeros(batch, dtype=torch.long)
+            return F.cross_entropy(model(pixel_values=pixels).logits, labels)
+        opt = optimizer(model.parameters())
+        return follow(lambda: train(loss_of, opt), model, batch=batch)
+
+def ddpm_train(batch=128) -> Trace:
+    "Trace two training steps of the DDPM paper's U-Net, on `batch` pictures at a time."
+    from diffusers import UNet2DModel
+    config, size = CONFIGS["ddpm_cifar"], CONFIGS["ddpm_cifar"]["sample_size"]
+    with fake():
+        model = hollow(lambda: UNet2DModel(**config, in_channels=3, out_channels=3)).train()
+        def loss_of():
+            x, noise = (torch.empty(batch, 3, size, size) for _ in range(2))
             return F.mse_loss(model(x + noise, torch.zeros(batch, dtype=torch.long)).sample, noise)
         opt = optimizer(model.parameters())
-        return follow(lambda: train(loss_of, opt, precision), model, batch=batch, size=size)
+        return follow(lambda: train(loss_of, opt), model, batch=batch, size=size)
 
 # %% ../nbs/tools/04_media_workloads.ipynb #40e08c71
-def yolo_model(scale="n",   # n, s, m, l or x
-               classes=80,  # 80 for COCO
-              ) -> nn.Module:
-    "YOLOv8's detection model with random weights; real tensors, since it measures its strides with them."
+def yolo_model(scale="n", classes=80) -> nn.Module: # scale: n, s, m, l or x; COCO has 80 classes
+    "YOLOv8's detection model; real tensors, since it measures its strides with them."
     from ultralytics.cfg import get_cfg
     from ultralytics.nn.tasks import DetectionModel
     model = DetectionModel(f"yolov8{scale}.yaml", nc=classes, verbose=False)
     model.args = get_cfg()
     return model.train()
 
-def _emptied(model:nn.Module) -> nn.Module:
-    "The model with fake tensors for its real ones, in place."
-    for m in model.modules():
-        for tensors in (m._parameters, m._buffers):
-            for name, t in tensors.items():
-                if t is not None:
-                    new = torch.empty(t.shape, dtype=t.dtype)
-                    tensors[name] = nn.Parameter(new) if isinstance(t, nn.Parameter) else new
-    return model
-
-# %% ../nbs/tools/04_media_workloads.ipynb #e6c8ded6
 def yolo_train(scale="n",   # n, s, m, l or x
                batch=16,    # pictures at a time
                size=640,    # pixels of an edge
-               classes=80,  # 80 for COCO
                boxes=8,     # labelled boxes in a picture
               ) -> Trace:
-    "Trace two steps of YOLOv8's training: mixed precision, SGD with momentum, the moving average's copy of the weights."
-    real = yolo_model(scale, classes)
+    "Trace two steps of YOLOv8's training: SGD with momentum, the moving average's weights too."
+    real = yolo_model(scale)
     shadow, n = deepcopy(real), batch * boxes
+    def chosen(mask): # labels of one picture, or of the anchors the ten best for every box
+        return min(mask.numel(), boxes if mask.ndim == 1 else 10 * n)
     with fake():
-        model, shadow = _emptied(real), _emptied(shadow)
-        opt = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True, foreach=True)
+        model, shadow = _refilled(real), _refilled(shadow)
+        opt = torch.optim.SGD(model.parameters(), momentum=0.9, nesterov=True, foreach=True)
         def loss_of():
-            labels = dict(cls=torch.empty(n, 1), bboxes=torch.empty(n, 4), batch_idx=torch.empty(n))
-            return model(dict(img=torch.empty(batch, 3, size, size), **labels))[0].sum()
-        # a mask over labels selects those of one picture, a mask over anchors the ten best for every box
-        matched = Assume(boxes, lambda mask: min(mask.numel(), boxes if mask.ndim == 1 else 10 * n))
-        return follow(lambda: train(loss_of, opt), model, shadow, assume=matched, batch=batch, size=size, params=n_params(model))
+            sizes = dict(cls=(n, 1), bboxes=(n, 4), batch_idx=(n,), img=(batch, 3, size, size))
+            return model({name: torch.empty(s) for name, s in sizes.items()})[0].sum()
+        return follow(lambda: train(loss_of, opt), model, shadow, batch=batch, size=size,
+                      assume=Assume(boxes, count=chosen), params=n_params(model))
 
-def yolo_probe(scale="n",   # n, s, m, l or x
-               batch=16,    # pictures at a time
-               size=640,    # pixels of an edge
-               classes=80,  # 80 for COCO
-              ) -> Trace:
-    "Trace what ultralytics' AutoBatch measures: forward and backward of the sum of all outputs, no loss, no optimizer."
+def yolo_probe(scale="n", batch=16, size=640, classes=80) -> Trace: # as for `yolo_train`
+    "Trace what ultralytics' AutoBatch measures: forward and backward of the sum of all outputs."
     real = yolo_model(scale, classes)
     with fake():
-        model = _emptied(real)
+        model = _refilled(real)
         def step():
             mark("forward")
-            with torch.autocast("cpu", torch.float16): out = model(torch.empty(batch, 3, size, size, requires_grad=True))
+            pixels = torch.empty(batch, 3, size, size, requires_grad=True)
+            with torch.autocast("cpu", torch.float16): out = model(pixels)
             mark("backward")
-            sum(t.sum() for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, Tensor)).backward()
+            leaves = torch.utils._pytree.tree_leaves(out)
+            sum(t.sum() for t in leaves if isinstance(t, Tensor)).backward()
         return follow(step, model, batch=batch, size=size)
 
 # %% ../nbs/tools/04_media_workloads.ipynb #4401cae7
-# https://github.com/openai/whisper#available-models-and-languages; dimensions from the released checkpoints: width, heads, layers of encoder and decoder
-WHISPER = {"tiny": (384, 6, 4, 4), "base": (512, 8, 6, 6), "small": (768, 12, 12, 12), "medium": (1024, 16, 24, 24), "large-v2": (1280, 20, 32, 32),
-           "large-v3": (1280, 20, 32, 32), "turbo": (1280, 20, 32, 4)}
+def _whisper(name) -> tuple[dict, int, int]: # shape, channels of the spectrogram, words
+    new = name in ("large-v3", "turbo")
+    return CONFIGS["whisper"][name], 128 if new else 80, 51866 if new else 51865
 
-def whisper_infer(name="small",   # a key of `WHISPER`
+def whisper_infer(name="small",   # tiny, base, small, medium, large-v2, large-v3 or turbo
                   beams=5,        # of beam search; the command line's default
                   tokens=224,     # length of the text at which the cache is full
                  ) -> Trace:
-    "Trace openai-whisper: load, encode 30 seconds of sound, decode with beam search, in 16 bit as it does on a GPU."
+    "Trace openai-whisper: load, encode 30 seconds of sound, decode, in 16 bit as on a GPU."
     from whisper.model import ModelDimensions, Whisper
-    d, heads, n_enc, n_dec = WHISPER[name]
-    new = name in ("large-v3", "turbo")
-    dims = ModelDimensions(128 if new else 80, 1500, d, heads, n_enc, 51866 if new else 51865, 448, d, heads, n_dec)
-    with fake():
-        with patch.object(Tensor, "to_sparse", lambda t: t): model = hollow(lambda: Whisper(dims)).eval()
+    shape, mels, words = _whisper(name)
+    d, heads, n_enc, n_dec = shape.values()
+    dims = ModelDimensions(mels, 1500, d, heads, n_enc, words, 448, d, heads, n_dec)
+    def blank(*size): return torch.empty(*size, dtype=torch.float16)
+    def ids(*size): return torch.zeros(*size, dtype=torch.long)
+    with fake(), torch.no_grad():
+        with patch.object(Tensor, "to_sparse", lambda t: t):
+            model = hollow(lambda: Whisper(dims)).eval()
 
-        @torch.no_grad()
         def step():
             mark("load")
             checkpoint = [torch.empty_like(p, dtype=torch.float16) for p in model.parameters()]
             del checkpoint
             mark("encode")
-            sound = model.encoder(torch.empty(1, dims.n_mels, 3000, dtype=torch.float16))
+            sound = model.encoder(blank(1, mels, 3000))
             mark("decode")
             cache, hooks = model.install_kv_cache_hooks()
-            model.decoder(torch.zeros(beams, 4, dtype=torch.long), sound, kv_cache=cache)
-            for block in model.decoder.blocks:
-                for part in (block.attn.key, block.attn.value): cache[part] = torch.empty(beams, tokens, d, dtype=torch.float16)
+            model.decoder(ids(beams, 4), sound, kv_cache=cache)
+            for b in model.decoder.blocks:
+                cache |= {part: blank(beams, tokens, d) for part in (b.attn.key, b.attn.value)}
             for _ in range(2):
-                logits = model.decoder(torch.zeros(beams, 1, dtype=torch.long), sound, kv_cache=cache)
-                for part in cache: cache[part] = cache[part][torch.zeros(cache[part].shape[0], dtype=torch.long)]
+                logits = model.decoder(ids(beams, 1), sound, kv_cache=cache)
+                for part in cache: cache[part] = cache[part][ids(cache[part].shape[0])]
                 F.log_softmax(logits, -1)
             for h in hooks: h.remove()
 
         return follow(step, model, model=name, beams=beams)
 
 # %% ../nbs/tools/04_media_workloads.ipynb #9b166a81
-def whisper_train(name="small",             # a key of `WHISPER`
-                  batch=16,                 # clips of 30 seconds at a time
-                  tokens=64,                # of text in the longest transcript
-                  checkpointing=True,       # gradient checkpointing
-                  eight_bit=False,          # 8-bit Adam
-                  precision=torch.float16,  # of autocast
-                 ) -> Trace:
+def whisper_train(name="small",    # as for `whisper_infer`
+                  batch=16,        # clips of 30 seconds at a time
+                  tokens=64,       # of text in the longest transcript
+                  checkpointing=True, eight_bit=False) -> Trace:
     "Trace two steps of fine-tuning all of Whisper with transformers."
     from transformers import WhisperConfig, WhisperForConditionalGeneration
-    d, heads, n_enc, n_dec = WHISPER[name]
-    new = name in ("large-v3", "turbo")
-    mels = 128 if new else 80
-    config = WhisperConfig(vocab_size=51866 if new else 51865, num_mel_bins=mels, d_model=d, encoder_layers=n_enc, decoder_layers=n_dec,
-        encoder_attention_heads=heads, decoder_attention_heads=heads, encoder_ffn_dim=4 * d, decoder_ffn_dim=4 * d, use_cache=False)
+    shape, mels, words = _whisper(name)
+    config = dict(vocab_size=words, num_mel_bins=mels, d_model=shape["width"], use_cache=False)
+    for part in ("encoder", "decoder"):
+        config |= {f"{part}_layers": shape[f"{part}_layers"], f"{part}_ffn_dim": 4 * shape["width"],
+                   f"{part}_attention_heads": shape["heads"]}
     with fake():
-        model = hollow(lambda: WhisperForConditionalGeneration(config)).train()
+        model = hollow(lambda: WhisperForConditionalGeneration(WhisperConfig(**config))).train()
         model.model.encoder.embed_positions.requires_grad_(False)
         if checkpointing: model.gradient_checkpointing_enable()
-        loss_of = lambda: model(input_features=torch.empty(batch, mels, 3000), labels=torch.zeros(batch, tokens, dtype=torch.long)).loss
+        def loss_of():
+            labels = torch.zeros(batch, tokens, dtype=torch.long)
+            return model(input_features=torch.empty(batch, mels, 3000), labels=labels).loss
         opt = optimizer(model.parameters(), eight_bit)
-        return follow(lambda: train(loss_of, opt, precision), model, assume=Assume(yes=False), model=name, batch=batch)
+        return follow(lambda: train(loss_of, opt), model, assume=Assume(yes=False), batch=batch)
 
 # %% ../nbs/tools/04_media_workloads.ipynb #19cfeb62
 class Linear4bit(nn.Module):
-    "The memory of a bitsandbytes NF4 layer: half a byte a weight, scales for blocks of 64, themselves in 8 bit with double quantization."
-    def __init__(self, linear:nn.Linear, double=True):
+    "The memory of bitsandbytes' NF4 layer with double quantization: bytes, scales, their scales."
+    def __init__(self, linear:nn.Linear):
         super().__init__()
-        self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
-        n = linear.weight.numel()
+        self.shape, self.bias, n = linear.weight.shape, linear.bias, linear.weight.numel()
         self.register_buffer("packed", torch.empty(-(-n // 2), dtype=torch.uint8))
-        self.register_buffer("absmax", torch.empty(-(-n // 64), dtype=torch.uint8 if double else torch.float32))
-        if double: self.register_buffer("absmax2", torch.empty(-(-n // (64 * 256))))
+        self.register_buffer("absmax", torch.empty(-(-n // 64), dtype=torch.uint8))
+        self.register_buffer("absmax2", torch.empty(-(-n // (64 * 256))))
 
     def forward(self, x):
         if torch.is_autocast_enabled("cpu"): x = x.to(torch.get_autocast_dtype("cpu"))
-        return MatMul4Bit.apply(x, None if self.bias is None else self.bias.to(x.dtype), (self.out_features, self.in_features))
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return MatMul4Bit.apply(x, bias, tuple(self.shape))
 
-def in_4bit(model:nn.Module,   # on the meta device
-            skip=("lm_head",), # names that keep their type
-           ) -> nn.Module:
-    "Replace the frozen linear layers, in place."
+def in_4bit(model:nn.Module) -> nn.Module:
+    "Replace the frozen linear layers but the head, in place; `model` is on the meta device."
     for name, m in list(model.named_modules()):
         for child, layer in list(m.named_children()):
-            if type(layer) is nn.Linear and not layer.weight.requires_grad and child not in skip: setattr(m, child, Linear4bit(layer))
+            frozen = type(layer) is nn.Linear and not layer.weight.requires_grad
+            if frozen and child != "lm_head": setattr(m, child, Linear4bit(layer))
     return model
 
 # %% ../nbs/tools/04_media_workloads.ipynb #80c8a40a
-# https://huggingface.co/llava-hf/llava-1.5-7b-hf (config.json)
-LLAVA_TEXT = dict(vocab_size=32064, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32, max_position_embeddings=4096)
-LLAVA_VISION = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, patch_size=14, image_size=336, projection_dim=768)
 IMAGE_TOKENS = 576   # (336 / 14) ** 2
 
-def llava_model(four_bit=True,            # NF4 with double quantization for all linear layers but the head
-                lora=0,                   # rank of LoRA on the language model's linear layers
-                dtype=torch.float16,      # of what is not quantized
-               ) -> nn.Module:
-    "LLaVA-1.5-7B without weights; call this under `fake()`."
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+def llava_model(lora=0, dtype=torch.float16) -> nn.Module: # lora: the rank, on linear layers
+    "LLaVA-1.5-7B in 4 bits without weights; call this under `fake()`."
+    import transformers as hf
     from peft import LoraConfig, get_peft_model
     def build():
-        config = LlavaConfig(vision_config=CLIPVisionConfig(**LLAVA_VISION), text_config=LlamaConfig(**LLAVA_TEXT), image_token_index=32000)
-        model = LlavaForConditionalGeneration(config).requires_grad_(False).to(dtype)
+        vision = hf.CLIPVisionConfig(**CONFIGS["llava_vision"])
+        config = hf.LlavaConfig(vision_config=vision, image_token_index=32000,
+                                text_config=hf.LlamaConfig(**CONFIGS["llava_text"]))
+        model = hf.LlavaForConditionalGeneration(config).requires_grad_(False).to(dtype)
         targets = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
-        if lora: model = get_peft_model(model, LoraConfig(r=lora, target_modules=targets), autocast_adapter_dtype=True)
-        return in_4bit(model) if four_bit else model
+        if lora: model = get_peft_model(model, LoraConfig(r=lora, target_modules=targets))
+        return in_4bit(model)
     return hollow(build)
 
 def _picture_first(batch, tokens, dtype) -> dict:
     "Inputs of LLaVA: one picture and `tokens` tokens of text in each row."
     ids = torch.zeros(batch, IMAGE_TOKENS + tokens, dtype=torch.long)
-    return dict(input_ids=ids, pixel_values=torch.empty(batch, 3, 336, 336, dtype=dtype), attention_mask=torch.ones_like(ids))
+    pixels = torch.empty(batch, 3, 336, 336, dtype=dtype)
+    return dict(input_ids=ids, pixel_values=pixels, attention_mask=torch.ones_like(ids))
 
-# %% ../nbs/tools/04_media_workloads.ipynb #1ac545d8
-def llava_infer(tokens=64,            # of text behind the picture
-                batch=1,              # pictures at a time
-                new=2,                # tokens to decode
-                four_bit=True,        # NF4, else `dtype`
-                dtype=torch.float16,  # of activations
-               ) -> Trace:
+def _pictures(batch) -> Assume:
+    "Of all tokens those of the pictures are masked."
+    return Assume(count=lambda mask: batch * IMAGE_TOKENS * mask.shape[-1])
+
+def llava_infer(tokens=64, batch=1) -> Trace: # tokens of text behind each picture
     "Trace LLaVA-1.5-7B reading a picture and a question, and beginning its answer."
-    with fake():
-        model = llava_model(four_bit, dtype=dtype).eval()
+    with fake(), torch.no_grad():
+        model = llava_model().eval()
 
-        @torch.no_grad()
         def step():
             mark("prefill")
-            out = model(**_picture_first(batch, tokens, dtype), use_cache=True, logits_to_keep=1)
+            inputs = _picture_first(batch, tokens, torch.float16)
+            out = model(**inputs, use_cache=True, logits_to_keep=1)
             mark("decode")
-            for i in range(new):
-                past, seen = out.past_key_values, IMAGE_TOKENS + tokens + i + 1
-                mask = torch.ones(batch, seen, dtype=torch.long)
-                out = model(input_ids=torch.zeros(batch, 1, dtype=torch.long), attention_mask=mask, past_key_values=past, use_cache=True)
+            for seen in range(IMAGE_TOKENS + tokens + 1, IMAGE_TOKENS + tokens + 3):
+                past, mask = out.past_key_values, torch.ones(batch, seen, dtype=torch.long)
+                out = model(input_ids=torch.zeros(batch, 1, dtype=torch.long), attention_mask=mask,
+                            past_key_values=past, use_cache=True)
 
-        return follow(step, model, assume=Assume(count=lambda m: batch * IMAGE_TOKENS * m.shape[-1]), batch=batch, tokens=tokens)
+        return follow(step, model, assume=_pictures(batch), batch=batch, tokens=tokens)
 
-def llava_qlora(tokens=128,             # of text behind the picture
-                batch=1,                # pictures at a time
-                rank=16,                # of LoRA
-                checkpointing=True,     # gradient checkpointing
-                eight_bit=False,        # 8-bit Adam
-                dtype=torch.bfloat16,   # of autocast and of what is not quantized
-               ) -> Trace:
-    "Trace two QLoRA steps of LLaVA-1.5-7B: adapters in 32 bit on the language model, everything else frozen."
+def llava_qlora(tokens=128, batch=1, lora_r=16, checkpointing=True, eight_bit=False) -> Trace:
+    "Trace two QLoRA steps of LLaVA-1.5-7B: adapters in 32 bit, everything else frozen."
+    dtype = torch.bfloat16
     with fake():
-        model = llava_model(lora=rank, dtype=dtype).train()
+        model = llava_model(lora_r, dtype).train()
         if checkpointing:
             model.gradient_checkpointing_enable()
             model.enable_input_require_grads()
         def loss_of():
             inputs = _picture_first(batch, tokens, dtype)
-            return model(**inputs, labels=torch.zeros_like(inputs["input_ids"]), use_cache=False).loss
+            labels = torch.zeros_like(inputs["input_ids"])
+            return model(**inputs, labels=labels, use_cache=False).loss
         opt = optimizer(model.parameters(), eight_bit)
-        count = Assume(count=lambda m: batch * IMAGE_TOKENS * m.shape[-1])
-        return follow(lambda: train(loss_of, opt, dtype), model, assume=count, batch=batch, tokens=tokens)
+        return follow(lambda: train(loss_of, opt, dtype), model, assume=_pictures(batch),
+                      batch=batch, tokens=tokens)
 
 # %% ../nbs/tools/04_media_workloads.ipynb #a71c0de1
-def media_trace(name:str,                 # such as sd-1.5, sdxl, vit-tiny, ddpm-cifar, yolov8n, whisper-small or llava-1.5-7b
-                task:str,                 # infer, lora, qlora or full
-                batch:int=1,              # pictures or clips at a time
-                rank:int=16,              # of the adapters
-                seq:int=128,              # tokens of text, where there is text to train on or to write
-                checkpointing:bool=True,  # compute activations again in backward?
-                eight_bit:bool=False,     # 8-bit states of the optimizer?
-               ) -> Trace:
-    "The trace of a workload by its name. Raises `KeyError` for a name and task that are not paired here."
-    size = name.removeprefix("whisper-")
-    train = dict(batch=batch, checkpointing=checkpointing, eight_bit=eight_bit)
-    sd = dict(version="xl" if name == "sdxl" else "1.5")
-    kinds = {("sd", "infer"): lambda: diffusion_infer(batch=batch, **sd),
-             ("sd", "lora"): lambda: diffusion_train(lora=rank, cached=False, foreach=True, **sd, **train),
-             ("sd", "full"): lambda: diffusion_train(cached=False, foreach=True, **sd, **train),
+def media_trace(w:Workload) -> Trace: # of sd-1.5, sdxl, vit-tiny, yolov8n, whisper-small, …
+    "The trace of a workload by its name. Raises `PlanError` for a task that it does not have."
+    name, batch = w.model, w.batch
+    how = dict(batch=batch, checkpointing=w.gradient_checkpointing,
+               eight_bit=w.optim != "adamw_torch")
+    version, size = "xl" if name == "sdxl" else "1.5", name.removeprefix("whisper-")
+    def sd_train(lora):
+        return diffusion_train(lora, cached=False, foreach=True, version=version, **how)
+    kinds = {("sd", "infer"): lambda: diffusion_infer(version, batch=batch),
+             ("sd", "lora"): lambda: sd_train(w.lora_r), ("sd", "full"): lambda: sd_train(0),
              ("vit", "full"): lambda: vit_train(batch), ("ddpm", "full"): lambda: ddpm_train(batch),
              ("yolo", "full"): lambda: yolo_train(name[-1], batch),
-             ("whisper", "infer"): lambda: whisper_infer(size), ("whisper", "full"): lambda: whisper_train(size, tokens=seq, **train),
-             ("llava", "infer"): lambda: llava_infer(seq, batch), ("llava", "qlora"): lambda: llava_qlora(seq, rank=rank, **train)}
-    family = next(f for f, _ in kinds if name.startswith(f))
-    with quiet(): return kinds[family, task]()
-
+             ("whisper", "infer"): lambda: whisper_infer(size),
+             ("whisper", "full"): lambda: whisper_train(size, tokens=w.seq, **how),
+             ("llava", "infer"): lambda: llava_infer(w.seq, batch),
+             ("llava", "qlora"): lambda: llava_qlora(w.seq, lora_r=w.lora_r, **how)}
+    run = next((run for (family, task), run in kinds.items()
+                if name.startswith(family) and task == w.task), None)
+    if run is None: raise PlanError(f"{name} is not planned for {w.task}.")
+    with quiet(): return run()
 
 # %% ../nbs/tools/04_media_workloads.ipynb #c2161a46
-CONTEXT = 141 * 2**20   # bytes; measured on a Tesla T4, CUDA 12.8, the rows of `mlcourse.workloads`
-DREAMBOOTH = "https://github.com/ShivamShrirao/diffusers/blob/main/examples/dreambooth/README.md"
-SDXL_BLOG = "https://huggingface.co/blog/simple_sdxl_optimizations"
-WHISPER_README = "https://github.com/openai/whisper#available-models-and-languages"
-_T4_2022 = "the script turns on cuDNN's autotuner, whose trial workspaces stay reserved and grow with the batch; the context of CUDA 11 was larger"
-_PROBE = "AutoBatch counts what was reserved before it began (0.25 GB for s, 0.22 for n) and profiles FLOPs first; cuDNN's workspaces are its own choice"
-_WHISPER = "the peak is the loading: a 16-bit checkpoint beside a 32-bit model; published figures are rounded up to whole GB"
+CONTEXT = 141 * 2**20   # bytes; measured on a Tesla T4, CUDA 12.8, the rows of `mlcourse.measure`
 
-@dataclass(frozen=True)
-class Row:
-    "A workload and what others say it takes."
-    name: str
-    run: Callable[[], Trace]
-    published: float             # GB, as printed
-    source: str                  # address
-    counter: str = "process"     # process (reserved and context), reserved or allocated
-    bound: str = "about"         # "about", or "below" where only a limit is published
-    why: str = ""                # why the two differ
+# run: a function above, with its options; published: GB, as printed; counter: process (reserved
+# and context), reserved or allocated; bound: "about", or "below" where only a limit is published
+ROWS = [SimpleNamespace(**r) for r in json.loads((DATA/"published.json").read_text("utf-8"))]
 
-ROWS = tuple(Row(*r) for r in (
-    ("SD 1.5, fp16, sliced attention", lambda: diffusion_infer(attention="sliced", safety=True), 3.2,
-        "https://huggingface.co/docs/diffusers/v0.3.0/optimization/fp16", "allocated", "about", "the workspaces of the decoder's convolutions are an estimate"),
-    ("SDXL, fp32, 4 pictures", lambda: diffusion_infer("xl", batch=4, attention="plain", dtype=torch.float32), 28.09, SDXL_BLOG, "allocated"),
-    ("SDXL, fp16, 4 pictures", lambda: diffusion_infer("xl", batch=4), 21.72, SDXL_BLOG, "allocated", "about",
-        "the decoder runs in fp32 in both; workspaces of fp32 convolutions are not counted here"),
-    ("SDXL, fp16, 4 pictures, VAE slicing", lambda: diffusion_infer("xl", batch=4, vae_slicing=True), 15.40, SDXL_BLOG, "reserved", "about",
-        "the blog does not say which counter; its figure is near what is reserved, far above what is allocated"),
-    ("DreamBooth, checkpointing, 8-bit Adam", lambda: diffusion_train(), 9.92, DREAMBOOTH, "process", "about", _T4_2022),
-    ("DreamBooth, checkpointing, Adam", lambda: diffusion_train(eight_bit=False), 15.79, DREAMBOOTH, "process", "about", _T4_2022),
-    ("DreamBooth, checkpointing, 8-bit Adam, batch 2", lambda: diffusion_train(batch=2), 10.4, DREAMBOOTH, "process", "about", _T4_2022),
-    ("DreamBooth, 8-bit Adam", lambda: diffusion_train(checkpointing=False), 11.17, DREAMBOOTH, "process", "about", _T4_2022),
-    ("DreamBooth, 8-bit Adam, batch 2", lambda: diffusion_train(batch=2, checkpointing=False), 13.67, DREAMBOOTH, "process", "about", _T4_2022),
-    ("SD 1.5 LoRA, rank 4", lambda: diffusion_train(lora=4, cached=False, checkpointing=False, eight_bit=False, foreach=True), 11,
-        "https://huggingface.co/blog/lora", "process", "below"),
-    ("YOLOv8s probe, batch 16, 640 px", lambda: yolo_probe("s"), 4.154, "https://github.com/ultralytics/ultralytics/issues/4679", "reserved", "about", _PROBE),
-    ("YOLOv8s probe, batch 8, 640 px", lambda: yolo_probe("s", 8), 2.208, "https://github.com/ultralytics/ultralytics/issues/4679", "reserved", "about", _PROBE),
-    ("YOLOv8n probe, batch 16, 480 px, 1 class", lambda: yolo_probe("n", 16, 480, 1), 1.197, "https://github.com/ultralytics/ultralytics/issues/1451",
-        "reserved", "about", _PROBE),
-    *((f"Whisper {n}", lambda n=n: whisper_infer(n), gb_, WHISPER_README, "process", "about", _WHISPER) for n, gb_ in
-        (("tiny", 1), ("base", 1), ("small", 2), ("medium", 5), ("large-v2", 10), ("turbo", 6))),
-    ("Whisper small, fine-tuning, batch 16", whisper_train, 16, "https://huggingface.co/blog/fine-tune-whisper", "process", "below"),
-    ("LLaVA-1.5-7B, 4 bit", llava_infer, 8, "https://github.com/haotian-liu/LLaVA#cli-inference", "process", "below"),
-))
-
-# %% ../nbs/tools/04_media_workloads.ipynb #f7f55ba3
-def predicted(row:Row) -> float: # GB
+def predicted(row) -> float: # GB; of `ROWS`
     "What the counter of `row` would show."
-    r = replay(row.run())
-    return gb({"allocated": r.peak_allocated, "reserved": r.peak_reserved, "process": r.peak_reserved + CONTEXT}[row.counter])
-
-def media_table(*words:str,  # rows whose name contains one of these; none for all, which takes about five minutes on two cores
-               ):            # a pandas DataFrame
-    "Predictions beside published figures, with their sources."
-    import pandas as pd
-    chosen = [row for row in ROWS if not words or any(w.lower() in row.name.lower() for w in words)]
-    if not chosen: raise ValueError(f"No row is named like {', '.join(words)}. There are: {'; '.join(r.name for r in ROWS)}.")
-    out = []
-    for row in chosen:
-        p = predicted(row)
-        off = round(100 * (p / row.published - 1)) if row.bound == "about" else None
-        out.append({"workload": row.name, "predicted GB": p, "published GB": f"{row.bound} {row.published:g}", "off %": off, "counter": row.counter,
-                    "why they differ": row.why, "source": row.source})
-    return pd.DataFrame(out)
+    options = {k: getattr(torch, v) if k == "dtype" else v for k, v in row.options.items()}
+    r = replay(globals()[row.run](**options))
+    return gb(r.peak_allocated if row.counter == "allocated" else
+              r.peak_reserved + CONTEXT * (row.counter == "process"))

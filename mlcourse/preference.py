@@ -4,7 +4,7 @@
 
 # %% ../nbs/week2/03_preference.ipynb #835cdf8f
 from __future__ import annotations
-import json, os, re
+import json, math, os
 from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
@@ -13,17 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from .files import CourseError
-from .llm import load
+from .train import dataset
 
 # %% auto #0
-__all__ = ['QUESTION', 'CALL', 'WAIT', 'URGENT', 'PreferenceError', 'make_pair', 'on_call_pairs', 'answer_batch', 'answer_logps',
-           'pair_logps', 'dpo_loss', 'batch_logps', 'lora', 'train_dpo', 'words', 'words_from_line', 'group_advantages',
-           'train_grpo']
+__all__ = ['QUESTION', 'CALL', 'WAIT', 'URGENT', 'PreferenceError', 'make_pair', 'on_call_pairs', 'answer_logps', 'pair_logps',
+           'dpo_loss', 'lora', 'train_dpo', 'train_grpo']
 
 # %% ../nbs/week2/03_preference.ipynb #95bd4299
 QUESTION = "Is this log line urgent?"                       # the system message
-CALL, WAIT = "Call somebody now.", "Wait until morning."    # the two answers; as many tokens each for SmolLM2 and Llama 3
-URGENT = ("disk_full", "out_of_memory", "login_failed")     # what the people on call want to be called for
+CALL, WAIT = "Call somebody now.", "Wait until morning."    # as many tokens each, for both models
+URGENT = ("disk_full", "out_of_memory", "login_failed")     # what is worth a call
 
 class PreferenceError(CourseError, ValueError):
     "Pairs that cannot be trained on; the message says why."
@@ -34,164 +33,146 @@ def make_pair(prompt:list[dict],  # chat messages, the user's last
               rejected:str,       # the worse one
              ) -> dict:           # prompt, chosen and rejected, as TRL reads them
     "A preference pair. Raises `PreferenceError` if there is nothing to prefer."
-    if not prompt or prompt[-1]["role"] != "user": raise PreferenceError("A prompt ends with the user's message.")
-    if not chosen.strip() or not rejected.strip(): raise PreferenceError("An answer is empty.")
-    if chosen.strip() == rejected.strip(): raise PreferenceError(f"Both answers are {chosen.strip()!r}, so there is nothing to prefer.")
+    chosen, rejected = chosen.strip(), rejected.strip()
+    if not prompt or prompt[-1]["role"] != "user":
+        raise PreferenceError("A prompt ends with the user's message.")
+    if not chosen or not rejected: raise PreferenceError("An answer is empty.")
+    if chosen == rejected:
+        raise PreferenceError(f"Both answers are {chosen!r}, so there is nothing to prefer.")
     def said(text): return [dict(role="assistant", content=text)]
     return dict(prompt=prompt, chosen=said(chosen), rejected=said(rejected))
 
-def on_call_pairs(rows:Iterable[dict],   # log lines with their records, from `mlcourse.instruct.from_logs`
-                  n:int,                 # how many pairs; the events are equally frequent, and every second one is urgent
-                 ) -> list[dict]:        # pairs, the events in turn
+def on_call_pairs(rows:Iterable[dict],   # log lines, from `mlcourse.instruct.from_logs`
+                  n:int,                 # how many pairs
+                 ) -> list[dict]:        # equally many of each event; every second one is urgent
     "Pairs of the on-call rule. Raises `PreferenceError` if there are too few lines of some event."
     by_event: dict[str, list[dict]] = {}
     for row in rows:
         event = json.loads(row["messages"][-1]["content"])["event"]
+        prompt = [dict(role="system", content=QUESTION), row["messages"][-2]]
         answers = (CALL, WAIT) if event in URGENT else (WAIT, CALL)
-        by_event.setdefault(event, []).append(make_pair([dict(role="system", content=QUESTION), row["messages"][-2]], *answers))
+        by_event.setdefault(event, []).append(make_pair(prompt, *answers))
     each = n // len(by_event)
     for event, found in by_event.items():
-        if len(found) < each: raise PreferenceError(f"There are {len(found)} lines of {event}, and {each} are wanted. Prepare more lines with make_logs.")
+        if len(found) >= each: continue
+        raise PreferenceError(f"There are {len(found)} lines of {event}, and {each} are wanted. "
+                              "Prepare more lines with make_logs.")
     urgent, other = [e for e in by_event if e in URGENT], [e for e in by_event if e not in URGENT]
-    return [by_event[event][i] for i in range(each) for event in chain.from_iterable(zip(urgent, other, strict=True))]
-
-# %% ../nbs/week2/03_preference.ipynb #1b4fb46b
-@torch.inference_mode()
-def answer_batch(model, tok,
-                 prompts:list[list[dict]],  # chat messages
-                 max_new_tokens:int=12,
-                 temperature:float=0.0,     # 0 for greedy
-                 batch:int=16,
-                ) -> list[str]:
-    "Answers to many prompts at once."
-    tok.padding_side, found = "left", []
-    sampling = dict(do_sample=True, temperature=temperature, top_k=0, top_p=1.0) if temperature else dict(do_sample=False)
-    for i in range(0, len(prompts), batch):
-        inputs = tok.apply_chat_template(prompts[i:i + batch], add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True).to(model.device)
-        new = model.generate(**inputs, max_new_tokens=max_new_tokens, pad_token_id=tok.pad_token_id or tok.eos_token_id, **sampling)
-        found += tok.batch_decode(new[:, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
-    return [t.strip() for t in found]
+    in_turn = list(chain.from_iterable(zip(urgent, other, strict=True)))
+    return [by_event[event][i] for i in range(each) for event in in_turn]
 
 # %% ../nbs/week2/03_preference.ipynb #a0394317
 @torch.inference_mode()
 def answer_logps(model, tok,
                  prompts:list[list[dict]],  # chat messages
                  answers:list[str],         # one for each prompt
-                 batch:int=16,
+                 batch_size:int=16,
                 ) -> Tensor:                # shape (n,), in nats
     "Log-probability of each answer, its stop token included, summed over tokens."
-    ids = [tok.apply_chat_template(p, add_generation_prompt=True, return_dict=True)["input_ids"] for p in prompts]
-    ends = [tok(a + tok.eos_token, add_special_tokens=False).input_ids for a in answers]
+    def padded(rows, fill, size):
+        return torch.tensor([[fill] * (size - len(r)) + r for r in rows], device=model.device)
+    asked = [tok.apply_chat_template(p, add_generation_prompt=True, return_dict=True)["input_ids"]
+             for p in prompts]
+    said = [tok(a + tok.eos_token, add_special_tokens=False).input_ids for a in answers]
     found = []
-    for i in range(0, len(ids), batch):
-        rows = list(zip(ids[i:i + batch], ends[i:i + batch]))
+    for i in range(0, len(asked), batch_size):
+        rows = list(zip(asked[i:i + batch_size], said[i:i + batch_size]))
         width, longest = max(len(a) + len(b) for a, b in rows), max(len(b) for _, b in rows)
-        x = torch.tensor([[tok.eos_token_id] * (width - len(a) - len(b)) + a + b for a, b in rows])
-        mask = torch.tensor([[0] * (width - len(a) - len(b)) + [1] * (len(a) + len(b)) for a, b in rows])
-        answer = torch.tensor([[0] * (longest - len(b)) + [1] * len(b) for _, b in rows], device=model.device)
-        logits = model(input_ids=x.to(model.device), attention_mask=mask.to(model.device), logits_to_keep=longest + 1).logits[:, :-1].float()
-        logps = logits.log_softmax(-1).gather(2, x[:, -longest:, None].to(model.device))[..., 0]
+        x = padded([a + b for a, b in rows], tok.eos_token_id, width)
+        mask = padded([[1] * len(a + b) for a, b in rows], 0, width)
+        answer = padded([[1] * len(b) for _, b in rows], 0, longest)
+        logits = model(input_ids=x, attention_mask=mask, logits_to_keep=longest + 1).logits[:, :-1]
+        logps = logits.float().log_softmax(-1).gather(2, x[:, -longest:, None])[..., 0]
         found.append((logps * answer).sum(1).cpu())
     return torch.cat(found)
 
-def pair_logps(model, tok, pairs:list[dict]) -> Tensor:   # shape (n, 2): of the chosen and of the rejected answer
+def pair_logps(model, tok, pairs:list[dict]) -> Tensor:   # shape (n, 2): chosen, rejected
     "Log-probabilities of both answers of each pair."
-    prompts = [p["prompt"] for p in pairs]
-    return torch.stack([answer_logps(model, tok, prompts, [p[side][0]["content"] for p in pairs]) for side in ("chosen", "rejected")], 1)
+    prompts, sides = [p["prompt"] for p in pairs], ("chosen", "rejected")
+    return torch.stack([answer_logps(model, tok, prompts, [p[side][0]["content"] for p in pairs])
+                        for side in sides], 1)
 
 # %% ../nbs/week2/03_preference.ipynb #ed269997
-def dpo_loss(policy:Tensor,      # shape (n, 2): log-probabilities of the chosen and of the rejected answer
+def dpo_loss(policy:Tensor,      # shape (n, 2): log-probabilities of chosen and rejected answers
              reference:Tensor,   # the same under the model at the start
              beta:float=0.1,     # strength of the leash
-            ) -> tuple[Tensor, Tensor]:  # the mean loss, and the reward margin of each pair, shape (n,)
+            ) -> tuple[Tensor, Tensor]:  # the mean loss, and the margin of each pair, shape (n,)
     "The DPO loss (Rafailov et al., 2023, equation 7)."
     rewards = beta * (policy - reference)
     margin = rewards[:, 0] - rewards[:, 1]
     return -F.logsigmoid(margin).mean(), margin
 
-# %% ../nbs/week2/03_preference.ipynb #bdb65769
-def batch_logps(model,
-                batch:dict,         # of TRL's collator: input_ids, attention_mask, completion_mask; first all chosen answers, then all rejected
-               ) -> Tensor:         # shape (pairs, 2)
-    "Log-probabilities of the answers in a batch of TRL, with gradients."
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].float()
-    logps = logits.log_softmax(-1).gather(2, batch["input_ids"][:, 1:, None])[..., 0]
-    return torch.stack((logps * batch["completion_mask"][:, 1:]).sum(1).chunk(2), 1)
-
 # %% ../nbs/week2/03_preference.ipynb #7a99ad8d
-def lora(model, r:int=16, alpha:int=32,
+def lora(model, lora_r:int=16, lora_alpha:int=32,
          top_layers:int=0,        # adapt the upper so many layers only; all when 0
         ):                        # a peft configuration
     "A LoRA on all linear layers; on the upper ones alone, backward never enters the lower ones."
     from peft import LoraConfig
     n = model.config.num_hidden_layers
-    return LoraConfig(r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], task_type="CAUSAL_LM",
-                      layers_to_transform=list(range(n - top_layers, n)) if top_layers else None)
+    layers = list(range(n - top_layers, n)) if top_layers else None
+    names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    return LoraConfig(r=lora_r, lora_alpha=lora_alpha, lora_dropout=0.0, target_modules=names,
+                      layers_to_transform=layers, task_type="CAUSAL_LM")
 
-def _dataset(rows:list[dict]):
-    "A `datasets.Dataset`, without the bars that its steps would draw."
-    import datasets
-    datasets.disable_progress_bars()
-    return datasets.Dataset.from_list(rows)
+def _train(trainer):
+    "Train without lines of progress."
+    from transformers import PrinterCallback
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    return trainer
+
+def _settings() -> dict:
+    "What both trainers are told: a line a step, no checkpoints, nobody watches."
+    cuda = torch.cuda.is_available()
+    return dict(logging_steps=1, logging_nan_inf_filter=False, save_strategy="no", report_to="none",
+                bf16=cuda, use_cpu=not cuda, activation_checkpointing=cuda, disable_tqdm=True)
 
 def train_dpo(model, tok,                 # from `mlcourse.llm.load`
               pairs:list[dict],           # from `make_pair`, taken in this order
-              out:str|Path,               # folder for the adapter
-              beta:float=0.1, lr:float=5e-5, epochs:float=1,
-              batch:int=1,                # pairs at a time
-              accumulate:int=8,           # batches a step
-              r:int=16, alpha:int=32, top_layers:int=0,
-              seed:int=42,
-             ):                           # TRL's trainer; `.model` is the policy, `.state.log_history` its log
-    "Train a LoRA on preference pairs with TRL. Raises `PreferenceError` if there are no pairs, or if the loss is no number any more."
-    from transformers.trainer_callback import PrinterCallback
+              output_dir:str|Path,        # folder for the adapter
+              lora_r:int=16, lora_alpha:int=32, top_layers:int=0,
+              **settings,                 # of `trl.DPOConfig`: beta, learning_rate, ...
+             ):                           # TRL's trainer; `.model` is the policy
+    "Train a LoRA on preference pairs. Raises `PreferenceError` for no pairs, or a loss of NaN."
     from unittest.mock import patch
     from trl import DPOConfig, DPOTrainer
     if not pairs: raise PreferenceError("There are no pairs to train on.")
-    cuda = torch.cuda.is_available()
     tok.pad_token = tok.pad_token or tok.eos_token
-    args = DPOConfig(str(out), beta=beta, learning_rate=lr, num_train_epochs=epochs, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulate, max_length=1024,
-                     train_sampling_strategy="sequential", lr_scheduler_type="cosine", warmup_steps=2, logging_steps=1, logging_nan_inf_filter=False, save_strategy="no", report_to="none", seed=seed, bf16=cuda, use_cpu=not cuda,
-                     activation_checkpointing=cuda, disable_tqdm=True, precompute_ref_log_probs=True)   # the reference does not change: ask it once
-    with patch.dict(os.environ, TQDM_DISABLE="1"): trainer = DPOTrainer(model, args=args, train_dataset=_dataset(pairs), processing_class=tok, peft_config=lora(model, r, alpha, top_layers))
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
+    usual = dict(learning_rate=5e-5, num_train_epochs=1, per_device_train_batch_size=1,
+                 gradient_accumulation_steps=8, max_length=1024, lr_scheduler_type="cosine",
+                 warmup_steps=2, train_sampling_strategy="sequential",
+                 precompute_ref_log_probs=True)   # the reference does not change: ask it once
+    args = DPOConfig(str(output_dir), **(_settings() | usual | settings))
+    with patch.dict(os.environ, TQDM_DISABLE="1"):
+        trainer = _train(DPOTrainer(model, args=args, train_dataset=dataset(pairs),
+                                    processing_class=tok,
+                                    peft_config=lora(model, lora_r, lora_alpha, top_layers)))
     losses = [h["loss"] for h in trainer.state.log_history if "loss" in h]
-    if not all(torch.isfinite(torch.tensor(losses))): raise PreferenceError(f"The loss is no number any more (the first bad step is {next(i for i, l in enumerate(losses, 1) if l != l)}). Lower lr, or raise beta.")
-    trainer.model.save_pretrained(out)
+    bad = next((i for i, l in enumerate(losses, 1) if not math.isfinite(l)), None)
+    if bad: raise PreferenceError(f"The loss is no number any more (the first bad step is {bad}). "
+                                  "Lower learning_rate, or raise beta.")
+    trainer.model.save_pretrained(output_dir)
     return trainer
-
-# %% ../nbs/week2/03_preference.ipynb #20612d69
-def words(text:str) -> list[str]:   # in lower case, numbers and times as they stand
-    "The words of a log line or an answer."
-    return re.findall(r"[a-z_]+|\d[\d.:]*", text.lower())
-
-def words_from_line(prompts, completions, **kw) -> list[float]:   # from 0 to 1 for each answer, as TRL calls it
-    "Reward: the share of the answer's words that stand in the log line it was asked about; 0 for an answer without words."
-    asked, said = [set(words(p[-1]["content"])) for p in prompts], [words(c[0]["content"]) for c in completions]
-    return [sum(w in line for w in answer) / max(len(answer), 1) for line, answer in zip(asked, said)]
-
-def group_advantages(rewards:Tensor,   # shape (groups, answers)
-                    ) -> Tensor:       # the same shape; zero where a group's answers score alike
-    "How much better than its group an answer is (Shao et al., 2024)."
-    return (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)
 
 # %% ../nbs/week2/03_preference.ipynb #59fe08c9
 def train_grpo(model, tok, prompts:list[list[dict]],
                reward:Callable,         # takes prompts and completions, gives a number for each
-               out:str|Path,
-               steps:int=30, prompts_per_step:int=4, answers:int=8,   # answers: a group
-               max_new_tokens:int=32, lr:float=2e-5, r:int=16, alpha:int=32, top_layers:int=0, seed:int=42,
+               output_dir:str|Path,
+               prompts_per_step:int=4,
+               num_generations:int=8,   # answers to a prompt: a group
+               max_new_tokens:int=32, lora_r:int=16, lora_alpha:int=32, top_layers:int=0,
+               **settings,              # of `trl.GRPOConfig`: max_steps, learning_rate, seed, ...
               ):                        # TRL's trainer
     "A short GRPO run with TRL. Raises `PreferenceError` for a group of one."
-    from transformers.trainer_callback import PrinterCallback
     from trl import GRPOConfig, GRPOTrainer
-    if answers < 2: raise PreferenceError("A group needs at least two answers, or there is nothing to compare.")
-    cuda = torch.cuda.is_available()
-    args = GRPOConfig(str(out), learning_rate=lr, max_steps=steps, per_device_train_batch_size=prompts_per_step * answers, num_generations=answers, max_completion_length=max_new_tokens,
-                      temperature=1.0, beta=0.0, lr_scheduler_type="constant", logging_steps=1, logging_nan_inf_filter=False, save_strategy="no", report_to="none", seed=seed, bf16=cuda, use_cpu=not cuda,
-                      activation_checkpointing=cuda, disable_tqdm=True)
-    trainer = GRPOTrainer(model, reward_funcs=reward, args=args, train_dataset=_dataset([dict(prompt=p) for p in prompts]), processing_class=tok, peft_config=lora(model, r, alpha, top_layers))
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    return trainer
+    if num_generations < 2:
+        raise PreferenceError("A group needs at least two answers, or there is nothing to compare.")
+    usual = dict(learning_rate=2e-5, max_steps=30, temperature=1.0, beta=0.0,
+                 lr_scheduler_type="constant", num_generations=num_generations,
+                 per_device_train_batch_size=prompts_per_step * num_generations,
+                 max_completion_length=max_new_tokens)
+    args = GRPOConfig(str(output_dir), **(_settings() | usual | settings))
+    rows = dataset([dict(prompt=p) for p in prompts])
+    return _train(GRPOTrainer(model, reward_funcs=reward, args=args, train_dataset=rows,
+                              processing_class=tok,
+                              peft_config=lora(model, lora_r, lora_alpha, top_layers)))

@@ -4,451 +4,206 @@
 
 # %% ../nbs/week2/02_qlora.ipynb #6a94bb4b
 from __future__ import annotations
-import argparse, json, math, os, sys, time, warnings
+import math, os, re, sys
 from collections.abc import Iterable
-from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import get_type_hints
 
-import mlcourse
-from .assets import ASSETS
-from .files import CourseError, digest
+from .assets import find_asset
 from .evals import rouge_l, score_pairs
+from .files import Progress, no_progress
 from .instruct import encode_pair, parse_record, read_pairs
+from .train import (Flags, Result, RunPlan, TrainError, check_flags, command, first_line,
+                            is_main, make_trainer, print_progress, resume_from, run_trainer)
 
 # %% auto #0
-__all__ = ['RECORD', 'REPORTS', 'OPTIMS', 'FLAG_OF', 'MANIFEST', 'LASTING', 'answers', 'score_records', 'TrainError', 'FlagError',
-           'flag', 'Flags', 'source_of', 'load_base', 'best_attention', 'parse_flags', 'check_flags', 'RunPlan',
-           'make_plan', 'seal', 'damage', 'last_checkpoint', 'duration', 'make_trainer', 'Result', 'train', 'main',
-           'launch_configs', 'launch_command']
+__all__ = ['RECORD', 'answers', 'score_records', 'source_of', 'load_base', 'make_plan', 'recipe', 'encode_file', 'train', 'main']
 
 # %% ../nbs/week2/02_qlora.ipynb #59ed777d
 def answers(model, tok, conversations:Iterable[list[dict]],  # each without the answer
             max_new_tokens:int=48,
-           ) -> list[str]:                                   # greedy answers, in the same order
-    "Answer many conversations at once; short ones are padded on the left, so that all of them end where the answer begins."
+            temperature:float=0.0,  # 0 for greedy
+            batch_size:int=64,
+           ) -> list[str]:          # in the same order
+    "Answer many conversations at once; short ones are padded on the left, where no answer begins."
     import torch
+    conversations, found = list(conversations), []
     was_training, side = model.training, tok.padding_side
     model.eval()
     tok.padding_side = "left"
-    batch = tok.apply_chat_template(list(conversations), add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True).to(model.device)
-    with torch.inference_mode(): ids = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, use_cache=True, pad_token_id=tok.pad_token_id)
+    how = dict(do_sample=False)
+    if temperature: how = dict(do_sample=True, temperature=temperature, top_k=0, top_p=1.0)
+    for i in range(0, len(conversations), batch_size):
+        some = conversations[i:i + batch_size]
+        batch = tok.apply_chat_template(some, add_generation_prompt=True, padding=True,
+                                        return_tensors="pt", return_dict=True).to(model.device)
+        with torch.inference_mode():
+            ids = model.generate(**batch, **how, max_new_tokens=max_new_tokens, use_cache=True,
+                                 pad_token_id=tok.pad_token_id or tok.eos_token_id)
+        new = ids[:, batch["input_ids"].shape[1]:]
+        found += [t.strip() for t in tok.batch_decode(new, skip_special_tokens=True)]
     tok.padding_side = side
     model.train(was_training)
-    return [t.strip() for t in tok.batch_decode(ids[:, batch["input_ids"].shape[1]:], skip_special_tokens=True)]
+    return found
 
-RECORD = dict(exact_match=lambda given, wanted: float(given == wanted), valid=lambda given, wanted: float(parse_record(given) is not None), rouge_l=rouge_l)
+RECORD = dict(exact_match=lambda given, wanted: float(given == wanted),
+              valid=lambda given, wanted: float(parse_record(given) is not None), rouge_l=rouge_l)
 
-def score_records(given:list[str], rows:list[dict]):   # a DataFrame, one row an answer: exact_match, valid, rouge_l, from 0 to 1
-    "Judge answers in the taught format: equal to the letter, readable as a record, and the longest common subsequence of words."
-    return score_pairs(((g, r["messages"][-1]["content"]) for g, r in zip(given, rows, strict=True)), RECORD)
-
-# %% ../nbs/week2/02_qlora.ipynb #9aacb0f4
-class TrainError(CourseError):
-    "A training that cannot start or go on; the message says what to do."
-    exit_code = 1
-
-class FlagError(TrainError):
-    "A flag that makes no sense."
-    exit_code = 2
-
-def flag(help:str,          # for `--help`
-         default=MISSING):  # required when there is none
-    "A field of `Flags`."
-    return field(default=default, metadata=dict(help=help))
-
-@dataclass
-class Flags:
-    "What `train_qlora` can be told."
-    model_name: str = flag("a model of the course, the hub's name, or a model's folder")
-    dataset: str = flag("training pairs, .jsonl in chat, Alpaca or ShareGPT form")
-    output_dir: str = flag("folder for checkpoints and the adapter")
-    dev: str = flag("dev pairs, .jsonl; their loss is measured before and after", "")
-    load_in_4bit: bool = flag("keep the frozen weights in NF4, scales quantized too", False)
-    bf16: bool = flag("compute in bfloat16 instead of float32", False)
-    gradient_checkpointing: bool = flag("compute activations again in backward instead of keeping them", False)
-    lora_r: int = flag("rank of the adapters", 16)
-    lora_alpha: int = flag("their update is scaled by alpha / r", 32)
-    lora_dropout: float = flag("share of the adapters' inputs set to 0", 0.05)
-    target_modules: str = flag("layers that get adapters: all-linear, or names with commas between", "all-linear")
-    per_device_train_batch_size: int = flag("sequences at a time", 1)
-    gradient_accumulation_steps: int = flag("batches for one step of the optimizer", 16)
-    max_seq_length: int = flag("longer examples are cut, tokens", 2048)
-    num_train_epochs: float = flag("times through the data", 1.0)
-    max_steps: int = flag("stop after so many steps; -1 for all epochs", -1)
-    learning_rate: float = flag("peak of the schedule: 5 % warm-up, then a cosine", 2e-4)
-    optim: str = flag("adamw_torch, adamw_8bit, paged_adamw_8bit; auto: paged on a card, adamw_torch without", "auto")
-    seed: int = flag("of the adapters, the order of the data, and dropout", 42)
-    save_steps: int = flag("steps between checkpoints; the last three are kept", 50)
-    logging_steps: int = flag("steps between lines of progress", 1)
-    report_to: str = flag("none, tensorboard, wandb or trackio", "none")
-    push_to_hub: str = flag("OWNER/NAME of a repository on the hub that gets the adapter", "")
-    vram: float = flag("memory of the card to plan for, GB; 0 for this machine's own card", 0.0)
-    resume: bool = flag("go on from the last whole checkpoint in output_dir", False)
-    dry_run: bool = flag("print the plan, and stop", False)
+def score_records(given:list[str], rows:list[dict]):   # a DataFrame, one row an answer
+    "Judge answers in the taught format, from 0 to 1: equal to the letter, readable, ROUGE-L."
+    right = [r["messages"][-1]["content"] for r in rows]
+    return score_pairs(zip(given, right, strict=True), RECORD)
 
 # %% ../nbs/week2/02_qlora.ipynb #24c6b865
 def source_of(name:str) -> str:
-    "What `from_pretrained` is given: the folder of a course's model, or the hub's name as it stands. Raises `TrainError`."
-    from mlcourse.llm import LLMError, model_path
-    by_hub = {a.path.lower(): n for n, a in ASSETS.items() if a.kind == "hub" and not a.file}
-    name = by_hub.get(name.lower(), name)
-    if name.count("/") == 1 and not Path(name).exists() and not name.startswith((".", "~")): return name
-    try: return str(model_path(name))
-    except LLMError as e: raise TrainError(str(e)) from e
+    "What `from_pretrained` is given: a course model's folder, or the hub's name as it stands."
+    from mlcourse.llm import model_path
+    local = Path(name).exists() or name.startswith((".", "~"))
+    asset = None if local else find_asset(name)
+    if asset is None and not local and name.count("/") == 1: return name
+    return str(model_path(asset.name if asset else name))
+
+def _load(kind, name:str, **options):
+    "A tokenizer or a model. Raises `TrainError` where the hub or the folder does not give it."
+    source = source_of(name)
+    try: return kind.from_pretrained(source, **options)
+    except (OSError, ValueError) as e:
+        raise TrainError(f"{name} cannot be loaded: {first_line(e)}") from e
 
 def load_base(flags:Flags):   # the frozen model and its tokenizer
-    "Load the base for training: NF4 with double quantization if asked for, on the card if there is one. Raises `TrainError`."
+    "The base, in NF4 with double quantization if asked for, on the card if there is one."
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+    from transformers.utils import is_flash_attn_2_available
     from mlcourse.llm import quiet_libraries
     quiet_libraries()
-    dtype, source = torch.bfloat16 if flags.bf16 else torch.float32, source_of(flags.model_name)
-    packing = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
-                                 bnb_4bit_quant_storage=dtype if os.environ.get("ACCELERATE_USE_FSDP") else "uint8") if flags.load_in_4bit else None
-    place = {"": int(os.environ.get("LOCAL_RANK", 0)) if torch.cuda.is_available() else "cpu"}
-    try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, quantization_config=packing, device_map=place, attn_implementation=best_attention())
-        tok = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as e: raise TrainError(f"{flags.model_name} cannot be loaded: {str(e).splitlines()[0]}") from e
+    dtype = torch.bfloat16 if flags.bf16 else torch.float32
+    stored = dtype if os.environ.get("ACCELERATE_USE_FSDP") else "uint8"   # FSDP shards one type
+    packing = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
+                                 bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
+                                 bnb_4bit_quant_storage=stored)
+    cuda = torch.cuda.is_available()
+    card = int(os.environ.get("LOCAL_RANK", 0)) if cuda else "cpu"
+    fast = cuda and is_flash_attn_2_available()
+    model = _load(AutoModelForCausalLM, flags.model_name, dtype=dtype, device_map={"": card},
+                  quantization_config=packing if flags.load_in_4bit else None,
+                  attn_implementation="flash_attention_2" if fast else "sdpa")
+    tok = _load(AutoTokenizer, flags.model_name)
     if tok.pad_token is None: tok.pad_token = tok.eos_token
     for m in model.modules():   # see "A trap on processors" in the lesson
         if hasattr(m, "support_avx512bf16_for_cpu"): m.support_avx512bf16_for_cpu = False
     return model, tok
 
-def best_attention() -> str:
-    "FlashAttention 2 where it is installed and there is a card, else PyTorch's own fused attention."
-    import torch
-    from transformers.utils import is_flash_attn_2_available
-    return "flash_attention_2" if torch.cuda.is_available() and is_flash_attn_2_available() else "sdpa"
-
-# %% ../nbs/week2/02_qlora.ipynb #79117758
-REPORTS = ("none", "tensorboard", "wandb", "trackio")
-OPTIMS = dict(adamw_torch="adamw", adamw_8bit="adamw8bit", paged_adamw_8bit="paged_adamw8bit")   # ours, and the planner's word
-
-def parse_flags(argv:list[str]|None=None) -> Flags:
-    "Flags of a command line. argparse ends the process with code 2 and a sentence for what it cannot read."
-    types = get_type_hints(Flags)
-    ap = argparse.ArgumentParser("train_qlora", description="Fine-tune a chat model with LoRA on a frozen 4-bit base.")
-    for f in fields(Flags):
-        known = dict(help=f.metadata["help"].replace("%", "%%"), required=f.default is MISSING)
-        if types[f.name] is bool: known |= dict(action="store_true")
-        else: known |= dict(type=types[f.name]) | ({} if known["required"] else dict(default=f.default))
-        ap.add_argument(f"--{f.name}", **known)
-    return Flags(**vars(ap.parse_args(argv)))
-
-def check_flags(flags:Flags) -> Flags:
-    "The flags, if they make sense together. Raises `FlagError`."
-    for name in ("lora_r", "lora_alpha", "per_device_train_batch_size", "gradient_accumulation_steps", "max_seq_length", "save_steps", "logging_steps"):
-        if getattr(flags, name) < 1: raise FlagError(f"--{name} must be at least 1, and {getattr(flags, name)} is not.")
-    if flags.num_train_epochs <= 0: raise FlagError("--num_train_epochs must be above 0.")
-    if flags.max_steps == 0 or flags.max_steps < -1: raise FlagError("--max_steps is a number of steps, or -1 for all epochs.")
-    if not 0 <= flags.lora_dropout < 1: raise FlagError("--lora_dropout is a share from 0 to below 1.")
-    if not flags.learning_rate > 0: raise FlagError("--learning_rate must be above 0; 2e-4 is a good beginning.")
-    if flags.report_to not in REPORTS: raise FlagError(f"--report_to is one of {', '.join(REPORTS)}.")
-    if flags.optim not in ("auto", *OPTIMS): raise FlagError(f"--optim is one of auto, {', '.join(OPTIMS)}.")
-    if flags.push_to_hub:
-        from huggingface_hub import get_token
-        if flags.push_to_hub.count("/") != 1: raise FlagError("--push_to_hub wants OWNER/NAME.")
-        if not get_token(): raise FlagError("--push_to_hub needs a token with write access: run `hf auth login` once.")
-    return flags
-
-# %% ../nbs/week2/02_qlora.ipynb #f00d6d9b
-@dataclass
-class RunPlan:
-    "What a run will do, known before it starts."
-    model: str            # its name
-    adapter: int          # trained parameters
-    pairs: int            # training examples
-    longest: int          # tokens of the longest, after cutting
-    cut: int              # examples that were cut
-    steps: int            # of the optimizer
-    sequences: int        # in a step, over all processes
-    tokens: int           # read in the whole run, padding not counted
-    learned: float        # share of them that carries the loss
-    memory: str           # the planner's verdict, or an estimate where there is no card
-    fits: bool            # on the card
-    remedies: list = field(default_factory=list)   # changes that help where it does not fit
-
-    def __str__(self):
-        cut = f", {self.cut} of them cut" if self.cut else ""
-        return "\n".join([f"model     {self.model}, with adapters of {self.adapter:,} parameters",
-                          f"data      {self.pairs:,} pairs{cut}, {self.longest:,} tokens at most; {self.learned:.0%} of the tokens carry the loss",
-                          f"schedule  {self.steps:,} steps of {self.sequences} sequences, {self.tokens:,} tokens in all", f"memory    {self.memory}"])
-
 # %% ../nbs/week2/02_qlora.ipynb #d87000d7
-FLAG_OF = {"--batch": "--per_device_train_batch_size", "--seq": "--max_seq_length", "--rank": "--lora_r", "--checkpointing": "--gradient_checkpointing",
-           "--task qlora": "--load_in_4bit", "--optim adamw8bit": "--optim adamw_8bit"}   # the planner's words in ours
+_SPELT = {"--batch": "--per_device_train_batch_size", "--seq": "--max_seq_length",
+          "--task qlora": "--load_in_4bit"}   # what `mlcourse plan` calls by another name
 
-def _advice(remedies:list[dict]) -> list[dict]:
-    "The planner's remedies that this script has a flag for, in its words."
-    found = []
-    for r in remedies:
-        text = r["flags"]
-        for theirs, ours in FLAG_OF.items(): text = text.replace(theirs, ours)
-        found.append(dict(r, flags=text))
-    return found
+def _advice(remedy:dict) -> str:
+    "A remedy of the planner in the words of this script."
+    words = re.sub(r"(?<=\w)-(?=\w)", "_", remedy["flags"])   # --lora-r is --lora_r here
+    for theirs, ours in _SPELT.items(): words = words.replace(theirs, ours)
+    enough = "" if remedy["fits"] else ", not enough alone"
+    return f"  {words}: {remedy['change']}; leaves {remedy['process_mib']:,.0f} MiB{enough}"
 
-def make_plan(flags:Flags, encoded:list[dict], world:int=1) -> RunPlan:
-    "Steps, tokens and memory of a run. Raises `mlcourse.vram.PlanError` for a model whose shape is not known."
+def _targets(flags:Flags) -> tuple[str, ...]:
+    "The layers that get adapters; none stands for all linear ones."
+    return () if flags.target_modules == "all-linear" else tuple(flags.target_modules.split(","))
+
+def make_plan(flags:Flags,
+              encoded:list[dict],   # from `encode_pair`
+              world:int=1,          # processes
+             ) -> RunPlan:
+    "Steps, tokens and memory of a run. Raises `PlanError` for a model whose shape is not known."
     from mlcourse.tier import find_cards
     from mlcourse.vram import Plan, adapter_parameters, by_rules, find_config, predict
-    lengths, cards = [len(e["input_ids"]) for e in encoded], find_cards()
-    sequences = flags.per_device_train_batch_size * flags.gradient_accumulation_steps * world
-    batches = math.ceil(len(encoded) / (flags.per_device_train_batch_size * world))
-    per_epoch = math.ceil(batches / flags.gradient_accumulation_steps)
-    steps = flags.max_steps if flags.max_steps > 0 else math.ceil(per_epoch * flags.num_train_epochs)
+    batch, accumulation = flags.per_device_train_batch_size, flags.gradient_accumulation_steps
+    per_epoch = math.ceil(math.ceil(len(encoded) / (batch * world)) / accumulation)
+    steps = flags.max_steps
+    if steps < 0: steps = math.ceil(per_epoch * flags.num_train_epochs)
+    lengths, sequences = [len(e["input_ids"]) for e in encoded], batch * accumulation * world
     name, config = find_config(flags.model_name)
-    targets = () if flags.target_modules == "all-linear" else tuple(flags.target_modules.split(","))
-    vram = flags.vram or (max(c.total_mib for c in cards) / 1024 if cards else 12)
-    optim = flags.optim if flags.optim != "auto" else "paged_adamw_8bit"
-    plan = Plan(flags.model_name, "qlora" if flags.load_in_4bit else "lora", max(lengths), flags.per_device_train_batch_size, vram, flags.lora_r, targets,
-                optim=OPTIMS[optim], checkpointing=flags.gradient_checkpointing, accumulation=flags.gradient_accumulation_steps, dropout=flags.lora_dropout)
-    result = RunPlan(name, adapter_parameters(config, flags.lora_r, targets), len(encoded), max(lengths), sum(n == flags.max_seq_length for n in lengths), steps,
-                     sequences, round(sum(lengths) / len(lengths) * steps * sequences), sum(l != -100 for e in encoded for l in e["labels"]) / sum(lengths), "", True)
+    result = RunPlan(
+        name, adapter_parameters(config, flags.lora_r, _targets(flags)), len(encoded), max(lengths),
+        sum(n == flags.max_seq_length for n in lengths), steps, sequences,
+        tokens=round(sum(lengths) / len(lengths) * steps * sequences),
+        learned=sum(l != -100 for e in encoded for l in e["labels"]) / sum(lengths))
+    cards, same = find_cards(), ("lora_r", "lora_dropout", "gradient_checkpointing")
+    vram = flags.vram or max((c.total_mib / 1024 for c in cards), default=12)
+    plan = Plan(flags.model_name, task="qlora" if flags.load_in_4bit else "lora", seq=max(lengths),
+                batch=batch, vram=vram, target_modules=_targets(flags),
+                optim="paged_adamw_8bit" if flags.optim == "auto" else flags.optim,
+                gradient_accumulation_steps=accumulation,
+                **{name: getattr(flags, name) for name in same})
     if flags.vram or cards:
         p = predict(plan, remedies=True)
-        result.memory, result.fits, result.remedies = p.verdict, p.fits, _advice(p.remedies)
-    else: result.memory = (f"there is no card here, so it runs on the processor; on a card it would take about {sum(by_rules(plan).values()):,.0f} MiB "
-                           "by the rules, and `mlcourse plan` knows more")
+        result.memory, result.fits = p.verdict, p.fits
+        result.remedies = [_advice(r) for r in p.remedies]
+    else:
+        mib = sum(by_rules(plan).values())
+        result.memory = ("there is no card here, so it runs on the processor; on a card it would "
+                         f"take about {mib:,.0f} MiB by the rules, and `mlcourse plan` knows more")
     return result
 
-# %% ../nbs/week2/02_qlora.ipynb #ccfe1b6c
-MANIFEST = "manifest.json"
-
-def seal(checkpoint:str|Path) -> Path:   # the manifest
-    "Write the hashes of a checkpoint's files, last and in one step: a checkpoint with a manifest is whole."
-    folder = Path(checkpoint)
-    files = {f.relative_to(folder).as_posix(): digest(f) for f in sorted(folder.rglob("*")) if f.is_file() and f.name != MANIFEST}
-    tmp = folder/f".{MANIFEST}.tmp"
-    tmp.write_text(json.dumps(files, indent=1), encoding="utf-8")
-    tmp.replace(folder/MANIFEST)
-    return folder/MANIFEST
-
-def damage(checkpoint:str|Path) -> str:   # a reason, empty for a whole checkpoint
-    "What is wrong with a checkpoint."
-    folder = Path(checkpoint)
-    try: files = json.loads((folder/MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError): return "it was not finished"
-    for name, sha in files.items():
-        if not (folder/name).is_file(): return f"{name} is missing"
-        if digest(folder/name) != sha: return f"{name} is damaged"
-    return ""
-
-def last_checkpoint(folder:str|Path, say=print) -> Path|None:   # None if there is no whole one
-    "The newest whole checkpoint in a folder; a sentence for each newer one that is not."
-    found = sorted(Path(folder).glob("checkpoint-*"), key=lambda p: -int(p.name.rpartition("-")[2]) if p.name.rpartition("-")[2].isdigit() else 0)
-    for checkpoint in found:
-        why = damage(checkpoint)
-        if not why: return checkpoint
-        say(f"{checkpoint.name} cannot be used: {why}. The one before it is tried.")
-    return None
-
-# %% ../nbs/week2/02_qlora.ipynb #63a50565
-def duration(seconds:float) -> str:
-    "Seconds in words."
-    s = round(seconds)
-    return f"{s} s" if s < 60 else f"{s // 60} min {s % 60:02} s" if s < 3600 else f"{s // 3600} h {s % 3600 // 60:02} min"
-
-def _callbacks(flags:Flags, say):
-    "Progress with the time left, and a seal on every checkpoint."
-    from transformers import TrainerCallback
-    class Progress(TrainerCallback):
-        def on_train_begin(self, args, state, control, **kw): self.start, self.first = time.perf_counter(), state.global_step
-        def on_log(self, args, state, control, logs=None, **kw):
-            if not state.is_world_process_zero or "loss" not in (logs or {}): return
-            done, left = state.global_step - self.first, state.max_steps - state.global_step
-            eta = (time.perf_counter() - self.start) / max(1, done) * left
-            say(f"step {state.global_step} of {state.max_steps}   loss {float(logs['loss']):.4f}   {duration(eta)} left")
-        def on_save(self, args, state, control, **kw):
-            if state.is_world_process_zero: seal(Path(args.output_dir)/f"checkpoint-{state.global_step}")
-    return [Progress()]
-
 # %% ../nbs/week2/02_qlora.ipynb #f9617a9e
-def make_trainer(flags:Flags, model, tok, train:list[dict], dev:list[dict], steps:int, say=print):
-    "A `trl.SFTTrainer` for these flags that stops at a loss which is no number. `train` and `dev` are rows of `encode_pair`."
-    import datasets, torch
-    from datasets import Dataset
+def recipe(flags:Flags, steps:int):   # a `trl.SFTConfig` and a `peft.LoraConfig`
+    "How TRL trains with these flags, and what it trains."
+    import torch
     from peft import LoraConfig
-    from transformers import PrinterCallback, set_seed
-    from trl import SFTConfig, SFTTrainer
-    datasets.disable_progress_bars()
-    warnings.filterwarnings("ignore", message=".*checkpointing.*", category=FutureWarning)
-    class Trainer(SFTTrainer):
-        def training_step(self, *args, **kw):
-            loss = super().training_step(*args, **kw)
-            if not torch.isfinite(loss): raise TrainError(f"The loss is {loss.item()} at step {self.state.global_step + 1}, so training was stopped; checkpoints before it are whole. "
-                                                          "Lower --learning_rate (now {:g}), look at the data of this step, and use --resume.".format(flags.learning_rate))
-            return loss
-        def _load_from_checkpoint(self, *args, **kw):   # peft loads adapters as float32; TRL trains them in bfloat16
-            dtypes = {n: p.dtype for n, p in self.model.named_parameters() if p.requires_grad}
-            super()._load_from_checkpoint(*args, **kw)
-            for n, p in self.model.named_parameters():
-                if n in dtypes: p.data = p.data.to(dtypes[n])
+    from trl import SFTConfig
     cuda = torch.cuda.is_available()
     optim = flags.optim if flags.optim != "auto" else "paged_adamw_8bit" if cuda else "adamw_torch"
-    args = SFTConfig(output_dir=flags.output_dir, per_device_train_batch_size=flags.per_device_train_batch_size, per_device_eval_batch_size=flags.per_device_train_batch_size,
-                     gradient_accumulation_steps=flags.gradient_accumulation_steps, num_train_epochs=flags.num_train_epochs, max_steps=flags.max_steps,
-                     learning_rate=flags.learning_rate, lr_scheduler_type="cosine", warmup_steps=max(1, round(0.05 * steps)), optim=optim, max_grad_norm=1.0,
-                     bf16=flags.bf16, gradient_checkpointing=flags.gradient_checkpointing, max_length=flags.max_seq_length, seed=flags.seed, data_seed=flags.seed,
-                     save_strategy="steps", save_steps=flags.save_steps, save_total_limit=3, logging_steps=flags.logging_steps, report_to=flags.report_to,
-                     disable_tqdm=True, use_cpu=not cuda, ddp_backend="gloo" if not cuda and "WORLD_SIZE" in os.environ else None, ddp_find_unused_parameters=False, dataloader_pin_memory=cuda)
-    targets = flags.target_modules if flags.target_modules == "all-linear" else flags.target_modules.split(",")
-    lora = LoraConfig(r=flags.lora_r, lora_alpha=flags.lora_alpha, lora_dropout=flags.lora_dropout, target_modules=targets, task_type="CAUSAL_LM")
-    set_seed(flags.seed)
-    try: trainer = Trainer(model, args, train_dataset=Dataset.from_list(train), eval_dataset=Dataset.from_list(dev) if dev else None, processing_class=tok,
-                           peft_config=lora, callbacks=_callbacks(flags, say))
-    except ValueError as e:
-        if "arget modules" in str(e): raise FlagError(f"--target_modules {flags.target_modules} names no layer of {flags.model_name}: {str(e).splitlines()[0]}") from e
-        raise
-    trainer.remove_callback(PrinterCallback)
-    return trainer
-
-# %% ../nbs/week2/02_qlora.ipynb #a24b39a3
-@dataclass
-class Result:
-    "What a training left behind."
-    plan: RunPlan             # as printed before it started
-    losses: list              # training loss, one a logged step, from the very first on
-    dev_before: float | None  # dev loss before training, nats a token; None without dev data
-    dev_after: float | None   # and after
-    seconds: float            # of the training itself
-    adapter: Path             # folder with adapter_model.safetensors
-    model: object             # the trained model
-    tok: object               # its tokenizer
-
-def _encode_file(path:str, tok, flags:Flags, say) -> list[dict]:
-    "The pairs of a file as ids and labels."
-    rows, bad = read_pairs(path)
-    if bad: say(f"{path}: line {bad[0].line} cannot be used ({bad[0].why})" + (f", and {len(bad) - 1} more" if len(bad) > 1 else "")
-                + f". They are kept in {Path(path).stem}.rejected.jsonl; the training goes on without them.")
-    found = [encode_pair(tok, r["messages"], flags.max_seq_length) for r in rows]
-    good = [e for e in found if any(l != -100 for l in e["labels"])]
-    if not good: raise TrainError(f"In {path} no answer begins within {flags.max_seq_length} tokens. Raise --max_seq_length.")
-    if len(good) < len(found): say(f"{path}: {len(found) - len(good)} examples have no answer within {flags.max_seq_length} tokens and are left out.")
-    return good
-
-LASTING = tuple(f.name for f in fields(Flags) if f.name not in ("resume", "dry_run", "report_to", "push_to_hub", "vram", "output_dir", "dev", "dataset", "logging_steps"))
-
-def _note(flags:Flags) -> dict:
-    "What must be the same for a run to be resumed."
-    return {k: v for k, v in asdict(flags).items() if k in LASTING} | dict(dataset_sha256=digest(flags.dataset))
-
-def _resume_from(flags:Flags, say) -> Path|None:
-    "Where to go on. Raises `TrainError` when that would mix two runs."
-    out = Path(flags.output_dir)
-    note = out/"run.json"
-    if not flags.resume:
-        if any(out.glob("checkpoint-*")): raise FlagError(f"{out} already holds checkpoints. Go on with --resume, or choose another --output_dir.")
-        return None
-    if note.is_file():
-        before, now = json.loads(note.read_text(encoding="utf-8")), _note(flags)
-        changed = [k for k in now if before.get(k) != now[k]]
-        if changed: raise FlagError(f"The run in {out} was started with other settings ({', '.join(changed)}). Use the same ones with --resume, or another --output_dir.")
-    checkpoint = last_checkpoint(out, say)
-    say(f"Going on from {checkpoint.name}." if checkpoint else "There is no whole checkpoint yet: starting from the beginning.")
-    return checkpoint
+    same = ("output_dir", "per_device_train_batch_size", "gradient_accumulation_steps", "max_steps",
+            "num_train_epochs", "learning_rate", "bf16", "gradient_checkpointing", "seed",
+            "save_steps", "logging_steps", "report_to")   # TRL calls these as we do
+    config = SFTConfig(
+        **{f: getattr(flags, f) for f in same}, optim=optim, max_length=flags.max_seq_length,
+        per_device_eval_batch_size=flags.per_device_train_batch_size, data_seed=flags.seed,
+        lr_scheduler_type="cosine", warmup_steps=max(1, round(0.05 * steps)), max_grad_norm=1.0,
+        save_strategy="steps", save_total_limit=3, disable_tqdm=True, use_cpu=not cuda,
+        ddp_backend="gloo" if not cuda and "WORLD_SIZE" in os.environ else None,
+        ddp_find_unused_parameters=False, dataloader_pin_memory=cuda)
+    return config, LoraConfig(r=flags.lora_r, lora_alpha=flags.lora_alpha,
+                              lora_dropout=flags.lora_dropout, task_type="CAUSAL_LM",
+                              target_modules=list(_targets(flags)) or "all-linear")
 
 # %% ../nbs/week2/02_qlora.ipynb #81dc9567
-def train(flags:Flags, say=print) -> Result:
-    "Fine-tune. The plan is printed first; what cannot fit is refused. Raises `TrainError`, `DataError` or `PlanError`, each with the next step."
-    check_flags(flags)
-    world, main = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0)) == 0
-    tell = say if main else lambda text: None
-    checkpoint, out = _resume_from(flags, tell), Path(flags.output_dir)
+def encode_file(path:str, tok, flags:Flags, progress:Progress=print_progress) -> list[dict]:
+    "The pairs of a file as ids and labels, with a sentence for those that are left out."
+    rows, bad = read_pairs(path)
+    found = [encode_pair(tok, r["messages"], flags.max_seq_length) for r in rows]
+    good = [e for e in found if any(l != -100 for l in e["labels"])]
+    limit = f"within {flags.max_seq_length} tokens"
+    if not good: raise TrainError(f"In {path} no answer begins {limit}. Raise --max_seq_length.")
+    if bad:
+        more = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
+        progress(0, 0, f"{path}: line {bad[0].line} cannot be used ({bad[0].why}){more}. They are "
+                 f"kept in {Path(path).stem}.rejected.jsonl; the training goes on without them.")
+    if lost := len(found) - len(good):
+        progress(0, 0, f"{path}: {lost} examples have no answer {limit} and are left out.")
+    return good
+
+def train(flags:Flags, progress:Progress=print_progress) -> Result:
+    "Fine-tune. What cannot fit is refused. Raises `CourseError`s, each with the next step."
     from transformers import AutoTokenizer
-    tok = AutoTokenizer.from_pretrained(source_of(flags.model_name))
-    rows = _encode_file(flags.dataset, tok, flags, tell)
-    dev = _encode_file(flags.dev, tok, flags, tell) if flags.dev else []
-    plan = make_plan(flags, rows, world)
-    tell(str(plan))
-    if not plan.fits: raise TrainError("This run does not fit the card, so it was not started. What helps:\n" + "\n".join(
-        f"  {r['flags']}: {r['change']}; leaves {r['process_mib']:,.0f} MiB{'' if r['fits'] else ', not enough alone'}" for r in plan.remedies))
-    if flags.dry_run: return Result(plan, [], None, None, 0, out, None, tok)
-    out.mkdir(parents=True, exist_ok=True)
-    if main: (out/"run.json").write_text(json.dumps(_note(flags), indent=1), encoding="utf-8")
-    _trackers(flags)
+    check_flags(flags)
+    tell = progress if is_main() else no_progress
+    checkpoint = resume_from(flags, tell)
+    tok = _load(AutoTokenizer, flags.model_name)
+    rows = encode_file(flags.dataset, tok, flags, tell)
+    dev = encode_file(flags.dev, tok, flags, tell) if flags.dev else []
+    plan = make_plan(flags, rows, int(os.environ.get("WORLD_SIZE", 1)))
+    tell(0, 0, str(plan))
+    if not plan.fits:
+        refused = "This run does not fit the card, so it was not started. What helps:"
+        raise TrainError("\n".join([refused, *plan.remedies]))
+    if flags.dry_run: return Result(plan, Path(flags.output_dir), tok)
     model, tok = load_base(flags)
-    trainer = make_trainer(flags, model, tok, rows, dev, plan.steps, tell)
-    return _run(flags, trainer, plan, checkpoint, tok, tell, main)
-
-def _trackers(flags:Flags):
-    "Trackers write below output_dir, and send nothing unless there is a key."
-    if flags.report_to == "wandb":
-        os.environ.setdefault("WANDB_DIR", flags.output_dir)
-        if not os.environ.get("WANDB_API_KEY"): os.environ.setdefault("WANDB_MODE", "offline")
-    if flags.report_to == "trackio": os.environ.setdefault("TRACKIO_DIR", str(Path(flags.output_dir)/"trackio"))
-    if flags.report_to == "tensorboard": os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(flags.output_dir)/"runs"))
-
-# %% ../nbs/week2/02_qlora.ipynb #2c178c79
-def _run(flags:Flags, trainer, plan:RunPlan, checkpoint, tok, say, main:bool) -> Result:
-    "Dev loss, training, dev loss, adapter, report."
-    from mlcourse.record import versions
-    out, note = Path(flags.output_dir), Path(flags.output_dir)/"training.json"
-    before = None
-    if trainer.eval_dataset is not None:
-        kept = json.loads((out/"dev_before.json").read_text()) if checkpoint and (out/"dev_before.json").is_file() else None
-        before = kept if kept is not None else trainer.evaluate()["eval_loss"]
-        if main: (out/"dev_before.json").write_text(json.dumps(before))
-    start = time.perf_counter()
-    try: trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except TrainError: raise
-    except Exception as e:
-        if not _is_disk_trouble(e): raise
-        raise TrainError(f"A checkpoint could not be written to {out} ({_first_line(e)}). Earlier checkpoints there are whole: make room and use --resume.") from e
-    seconds = time.perf_counter() - start
-    after = trainer.evaluate()["eval_loss"] if trainer.eval_dataset is not None else None
-    losses = [float(l["loss"]) for l in trainer.state.log_history if "loss" in l]
-    trainer.save_model()
-    if main:
-        note.write_text(json.dumps(dict(flags=asdict(flags), data=_note(flags)["dataset_sha256"], steps=plan.steps, tokens=plan.tokens, losses=losses, dev_before=before, dev_after=after,
-                                        seconds=seconds, versions=versions(("torch", "transformers", "peft", "trl", "bitsandbytes"))), indent=1), encoding="utf-8")
-        say(f"Done in {duration(seconds)}: the adapter is {out/'adapter_model.safetensors'}"
-            + (f", and the dev loss went from {before:.3f} to {after:.3f}." if after is not None else "."))
-        if flags.push_to_hub: _push(flags, say)
-    return Result(plan, losses, before, after, seconds, out, trainer.model, tok)
-
-def _first_line(e:Exception) -> str: return (str(e).splitlines() or [type(e).__name__])[0][:160]
-
-def _is_disk_trouble(e:Exception) -> bool:
-    "Does an exception come from a disk that takes no more?"
-    import errno
-    if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO): return True
-    return any(words in str(e) for words in ("No space left", "File too large", "failed writing file", "unexpected pos"))
-
-def _push(flags:Flags, say):
-    "Send the adapter to the hub. Raises `TrainError`; the adapter on the disk stays."
-    from huggingface_hub import HfApi
-    try:
-        HfApi().create_repo(flags.push_to_hub, private=True, exist_ok=True)
-        HfApi().upload_folder(repo_id=flags.push_to_hub, folder_path=flags.output_dir, allow_patterns=["adapter_*", "README.md", "tokenizer*", "chat_template*", "training.json"])
-    except Exception as e: raise TrainError(f"The hub did not take the adapter ({_first_line(e)}). It is whole in {flags.output_dir}.") from e
-    say(f"It is on the hub as {flags.push_to_hub}, private.")
+    trainer = make_trainer(flags, model, tok, rows, dev, *recipe(flags, plan.steps), tell)
+    return run_trainer(flags, trainer, plan, checkpoint, tell)
 
 # %% ../nbs/week2/02_qlora.ipynb #2f1f86a4
 def main(argv:list[str]|None=None) -> int:   # exit code: 0 done, 1 failed, 2 bad usage
     "The `train_qlora` command."
-    from mlcourse.cli import explain
-    flags = parse_flags(argv)
-    try: train(flags, lambda text: print(text, flush=True))
-    except KeyboardInterrupt:
-        print("Stopped. The checkpoints are whole: the same command with --resume goes on.", file=sys.stderr)
-        return 130
-    except Exception as e: return explain(e)
-    return 0
+    return command(train, argv)
 
 # %% ../nbs/week2/02_qlora.ipynb #f8b641ef
 if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())   # python -m mlcourse.qlora
-
-# %% ../nbs/week2/02_qlora.ipynb #11c437a4
-def launch_configs() -> dict[str, Path]:   # by name: ddp, fsdp, zero2, zero3, cpu2
-    "The configurations for `accelerate launch` that ship with the course."
-    return {p.stem: p for p in sorted((Path(mlcourse.__file__).parent/"data"/"accelerate").glob("*.yaml"))}
-
-def launch_command(name:str,            # a key of `launch_configs`
-                   *flags:str,          # flags of `train_qlora`
-                  ) -> list[str]:       # for `subprocess`, or to be printed
-    "The command that runs `train_qlora` on several cards. Raises `FlagError` for a configuration that does not exist."
-    known = launch_configs()
-    if name not in known: raise FlagError(f"There is no configuration {name!r}. There are: {', '.join(known)}.")
-    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(known[name]), "-m", "mlcourse.qlora", *flags]

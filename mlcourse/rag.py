@@ -4,26 +4,26 @@
 
 # %% ../nbs/week1/04_rag.ipynb #030015e0
 from __future__ import annotations
-import ast, hashlib, json, os, re, shutil, textwrap, time, zipfile
+import ast, hashlib, io, json, os, re, shutil, textwrap, time, zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
-from collections import Counter
-from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
-from typing import Protocol
 import numpy as np
-from .assets import ASSETS, fetch
-from .files import CourseError, derived
-from .evals import is_refusal, sentences, support, words, CITE
+from .assets import ASSETS, STANDINS, fetch
+from .evals import CITE, is_refusal, sentences, support
+from .files import CourseError, Progress, derived, locked, no_progress, write_atomic
 
 # %% auto #0
-__all__ = ['KINDS', 'SKIP', 'MAX_BYTES', 'Block', 'FENCE', 'HEADING', 'CHUNKERS', 'WINDOW', 'ENGLISH', 'NOT_FOUND', 'LIST_MARK',
-           'GATES', 'RagError', 'course_notes', 'decode', 'read_folder', 'Chunk', 'pack', 'blocks_of', 'chunk_markdown',
-           'chunk_python', 'chunk_text', 'chunk_notebook', 'chunk_file', 'ingest', 'Embedder', 'windows', 'all_windows',
-           'Index', 'FaissIndex', 'QdrantIndex', 'tokenize', 'BM25', 'rrf', 'Update', 'Store', 'Hit', 'Retriever',
-           'Question', 'load_questions', 'gold_ids', 'Gate', 'evidence', 'Answer', 'prompt', 'verify_citations',
-           'answer']
+__all__ = ['KINDS', 'SKIP', 'MAX_BYTES', 'Block', 'FENCE', 'HEADING', 'CHUNKERS', 'PREFIXES', 'WINDOW', 'ENGLISH', 'NOT_FOUND',
+           'LIST_MARK', 'GATES', 'RagError', 'course_notes', 'decode', 'read_folder', 'Chunk', 'pack', 'blocks_of',
+           'chunk_markdown', 'chunk_python', 'chunk_text', 'chunk_notebook', 'chunk_file', 'ingest', 'Embedder',
+           'windows', 'all_windows', 'FaissIndex', 'QdrantIndex', 'tokenize', 'BM25', 'rrf', 'Update', 'Store', 'Hit',
+           'Retriever', 'Question', 'load_questions', 'gold_ids', 'Gate', 'evidence', 'Answer', 'prompt',
+           'verify_citations', 'answer']
 
 # %% ../nbs/week1/04_rag.ipynb #fe8ad116
 class RagError(CourseError):
@@ -31,17 +31,19 @@ class RagError(CourseError):
 
 def course_notes() -> Path:  # a folder
     "The snapshot of the course's pages that the question set belongs to."
-    archive = fetch("course-notes")
-    return derived("course-notes", lambda folder: zipfile.ZipFile(archive).extractall(folder), key=ASSETS["course-notes"].sha256)
+    archive = zipfile.ZipFile(fetch("course-notes"))
+    return derived("course-notes", archive.extractall, key=ASSETS["course-notes"].sha256)
 
 # %% ../nbs/week1/04_rag.ipynb #130782e3
-KINDS = {".md": "markdown", ".markdown": "markdown", ".ipynb": "notebook", ".py": "code", ".txt": "text", ".rst": "text", ".ini": "text", ".toml": "text",
-         ".yml": "text", ".yaml": "text", ".cfg": "text", "Makefile": "text"}
+KINDS = {".md": "markdown", ".markdown": "markdown", ".ipynb": "notebook", ".py": "code"}
+KINDS |= dict.fromkeys(".txt .rst .ini .toml .yml .yaml .cfg Makefile".split(), "text")
 SKIP = {"node_modules", "__pycache__", "site-packages"}   # and everything that begins with a dot
 MAX_BYTES = 5_000_000
 
-def decode(raw:bytes) -> str|None:   # None for what is no text
-    "Text of a file: UTF-8, UTF-16 with its mark, else Windows-1252 with the few undefined bytes replaced. Line ends become `\\n`."
+def _kind(path:Path) -> str|None: return KINDS.get(path.suffix.lower(), KINDS.get(path.name))
+
+def decode(raw:bytes) -> str|None:   # None for what is no text; line ends become `\n`
+    "Text of a file: UTF-8, UTF-16 with its mark, else Windows-1252 with undefined bytes replaced."
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"): text = raw.decode("utf-16", "replace")
     elif b"\0" in raw: return None
     else:
@@ -52,33 +54,34 @@ def decode(raw:bytes) -> str|None:   # None for what is no text
 # %% ../nbs/week1/04_rag.ipynb #afd6f2c5
 def read_folder(folder:str|Path,               # the notes
                 max_bytes:int=MAX_BYTES,       # longer files are left out
-               ) -> tuple[dict[str, str], dict[str, str]]:  # texts by relative path; reasons by path of what was left out
-    "Read every note. Raises `RagError` if there is no such folder; a file that cannot be read never stops the others."
+               ) -> tuple[dict[str, str], dict[str, str]]:  # texts by path; why others are left out
+    "Read every note; a file that cannot be read never stops the others. Raises `RagError`."
     root = Path(folder).expanduser().resolve()
-    if not root.is_dir(): raise RagError(f"There is no folder {folder}. Give the folder that holds your notes.")
+    if not root.is_dir(): raise RagError(
+        f"There is no folder {folder}. Give the folder that holds your notes.")
     texts, left_out = {}, {}
-    for here, dirs, files in os.walk(root):           # does not follow links
-        links = [d for d in dirs if (Path(here)/d).is_symlink()]
-        left_out |= {(Path(here)/d).relative_to(root).as_posix(): "a link" for d in links}
-        dirs[:] = sorted(d for d in dirs if not d.startswith(".") and d not in SKIP and d not in links)
-        for name in sorted(files):
-            path = Path(here)/name
-            if name.startswith(".") or (path.suffix.lower() not in KINDS and name not in KINDS): continue
+    for here, dirs, names in os.walk(root):           # does not follow links
+        links = [d for d in dirs if Path(here, d).is_symlink()]
+        left_out |= {Path(here, d).relative_to(root).as_posix(): "a link" for d in links}
+        dirs[:] = sorted(d for d in dirs if d[0] != "." and d not in SKIP and d not in links)
+        for path in (Path(here, name) for name in sorted(names)):
+            if path.name[0] == "." or not _kind(path): continue
             rel = path.relative_to(root).as_posix()
-            try: text, why = _read(path, max_bytes)
-            except OSError as e: text, why = None, e.strerror or "cannot be read"
-            if why: left_out[rel] = why
-            else: texts[rel] = text
+            try: texts[rel] = _read(path, max_bytes)
+            except RagError as e: left_out[rel] = str(e)
+            except OSError as e: left_out[rel] = e.strerror or "cannot be read"
     return texts, left_out
 
-def _read(path:Path, max_bytes:int) -> tuple[str|None, str]:
-    "The text, or why there is none."
-    if path.is_symlink(): return None, "a link"
-    if not path.is_file(): return None, "no ordinary file"
-    if (size := path.stat().st_size) > max_bytes: return None, f"{size:,} bytes, more than {max_bytes:,}"
+def _read(path:Path, max_bytes:int) -> str:
+    "The text of a file. Raises `RagError` with the reason if there is none."
+    if path.is_symlink(): raise RagError("a link")
+    if not path.is_file(): raise RagError("no ordinary file")
+    size = path.stat().st_size
+    if size > max_bytes: raise RagError(f"{size:,} bytes, more than {max_bytes:,}")
     text = decode(path.read_bytes())
-    if text is None: return None, "not text"
-    return (text, "") if text.strip() else (None, "empty")
+    if text is None: raise RagError("not text")
+    if not text.strip(): raise RagError("empty")
+    return text
 
 # %% ../nbs/week1/04_rag.ipynb #e4e2aae7
 @dataclass(frozen=True)
@@ -88,13 +91,14 @@ class Chunk:
     path: str             # relative to the notes
     start: int            # first line in the file, from 1
     end: int              # last line
-    heading: str = ""     # the headings above it, or the names of class and function, joined by " > "
+    heading: str = ""     # headings above it, or names of class and function, joined by " > "
     kind: str = "text"    # markdown, code or text
 
     @property
     def id(self) -> str:
         "Tells it from every other chunk; changes with its text or place."
-        return f"{self.path}:{self.start}-{self.end}:{hashlib.sha1(self.text.encode()).hexdigest()[:8]}"
+        digest = hashlib.sha1(self.text.encode()).hexdigest()
+        return f"{self.path}:{self.start}-{self.end}:{digest[:8]}"
 
     @property
     def indexed(self) -> str:
@@ -106,70 +110,75 @@ Block = tuple[int, list[str]]   # first line, lines
 
 def pack(blocks:Iterable[Block],     # in reading order
          size:int,                   # characters to aim at
-         whole:float=4,              # a block is only cut when it is longer than this many times `size`
+         whole:float=4,              # a block is only cut when longer than this many times `size`
         ) -> Iterator[tuple[int, int, str]]:  # first line, last line, text
     "Join blocks up to `size` characters, and cut what is far too long."
-    held, length = [], 0
+    pieces = []
     for start, lines in blocks:
-        for first, part in _cut(start, lines, size if sum(map(len, lines)) > whole * size else None):
-            n = sum(len(l) + 1 for l in part)
-            if held and length + n > size:
-                yield _joined(held)
-                held, length = [], 0
-            held.append((first, part)); length += n
-    if held: yield _joined(held)
+        too_long = sum(map(len, lines)) > whole * size
+        pieces += _cut(start, lines, size) if too_long else [(start, lines)]
+    for run in _runs(pieces, [sum(len(l) + 1 for l in lines) for _, lines in pieces], size):
+        text, at = [], run[0][0]
+        for start, lines in run:
+            text += [""] * (start - at) + lines   # blank lines are kept, so that line numbers hold
+            at = start + len(lines)
+        yield run[0][0], at - 1, "\n".join(text)
 
-def _joined(held:list[Block]) -> tuple[int, int, str]:
-    first, last = held[0][0], held[-1][0] + len(held[-1][1]) - 1
-    text, at = [], first
-    for start, lines in held:
-        text += [""] * (start - at) + lines          # blank lines between blocks are kept, so that line numbers hold
-        at = start + len(lines)
-    return first, last, "\n".join(text)
+def _cut(start:int, lines:list[str], size:int) -> Iterator[Block]:
+    "Pieces of at most `size` characters between lines; a longer line is a piece of its own."
+    for run in _runs(lines, [len(l) + 1 for l in lines], size + 1):
+        yield start, run
+        start += len(run)
 
-def _cut(start:int, lines:list[str], size:int|None) -> Iterator[Block]:
-    "Pieces of at most `size` characters between lines, a line of its own where it is longer; all of it when `size` is None."
-    if size is None: yield start, lines; return
-    held, length = [], 0
-    for i, line in enumerate(lines):
-        if held and length + len(line) > size:
-            yield start + i - len(held), held
-            held, length = [], 0
-        held.append(line); length += len(line) + 1
-    if held: yield start + len(lines) - len(held), held
+def _runs(items:list, lengths:list[int], size:int) -> Iterator[list]:
+    held, total = [], 0
+    for item, n in zip(items, lengths):
+        if held and total + n > size:
+            yield held
+            held, total = [], 0
+        held.append(item)
+        total += n
+    if held: yield held
 
 # %% ../nbs/week1/04_rag.ipynb #ee8f0b80
 FENCE = re.compile(r"^\s*(```+|~~~+)")
 HEADING = re.compile(r"^(#{1,6})\s+(.+?)\s*#*$")
 
-def blocks_of(lines:Sequence[str], first:int=1) -> Iterator[tuple[str, Block]]:   # "heading", "fence", "table", "front" or "text"
+def blocks_of(lines:Sequence[str]) -> Iterator[tuple[str, Block]]:   # kind, first line, lines
     "Split markdown into headings, code fences, tables, front matter and paragraphs."
     i, n = 0, len(lines)
     def until(j, stop):
         while j < n and not stop(lines[j]): j += 1
         return j
+    def is_rule(l): return l.strip() == "---"
+    def is_row(l): return l.lstrip().startswith("|")
+    def ends_text(l): return not l.strip() or HEADING.match(l) or FENCE.match(l) or is_row(l)
     while i < n:
-        line = lines[i]
-        if not line.strip(): i += 1; continue
-        if i == 0 and first == 1 and line.strip() == "---" and (j := until(1, lambda l: l.strip() == "---")) < n: kind, j = "front", j + 1
-        elif m := FENCE.match(line): kind, j = "fence", min(n, until(i + 1, lambda l: l.strip().startswith(m[1]) and not l.strip().strip(m[1][0])) + 1)
+        line, fence = lines[i], FENCE.match(lines[i])
+        def ends_fence(l): return re.fullmatch(f"{fence[1]}{fence[1][0]}*", l.strip())
+        if not line.strip():
+            i += 1
+            continue
+        front = until(1, is_rule) if i == 0 and is_rule(line) else n
+        if front < n: kind, j = "front", front + 1
+        elif fence: kind, j = "fence", min(n, until(i + 1, ends_fence) + 1)
         elif HEADING.match(line): kind, j = "heading", i + 1
-        elif line.lstrip().startswith("|"): kind, j = "table", until(i, lambda l: not l.lstrip().startswith("|"))
-        else: kind, j = "text", until(i + 1, lambda l: not l.strip() or HEADING.match(l) or FENCE.match(l) or l.lstrip().startswith("|"))
-        yield kind, (first + i, list(lines[i:j]))
+        elif is_row(line): kind, j = "table", until(i, lambda l: not is_row(l))
+        else: kind, j = "text", until(i + 1, ends_text)
+        yield kind, (i + 1, list(lines[i:j]))
         i = j
 
 # %% ../nbs/week1/04_rag.ipynb #97863960
 def chunk_markdown(text:str, path:str="", size:int=800,   # characters to aim at
                    trail:list[str]|None=None,             # headings already open; changed in place
-                   first:int=1,                           # line number of the first line
                   ) -> list[Chunk]:                       # in reading order
-    "Split at headings and paragraphs; a fence, a table and front matter stay whole unless they are over four times `size`."
+    "Split at headings and paragraphs; a fence or a table stays whole up to four times `size`."
     trail, found, held = [] if trail is None else trail, [], []
     def flush():
-        found.extend(Chunk(t, path, a, b, " > ".join(h for h in trail if h), "markdown") for a, b, t in pack(held, size))
+        heading = " > ".join(h for h in trail if h)
+        found.extend(Chunk(t, path, a, b, heading, "markdown") for a, b, t in pack(held, size))
         held.clear()
-    for kind, block in blocks_of(text.split("\n"), first):
+    for kind, block in blocks_of(text.split("\n")):
         if kind == "heading":
             if any(not HEADING.match(l) for _, ls in held for l in ls): flush()
             m = HEADING.match(block[1][0])
@@ -181,95 +190,105 @@ def chunk_markdown(text:str, path:str="", size:int=800,   # characters to aim at
     return found
 
 # %% ../nbs/week1/04_rag.ipynb #2ac082a3
-def chunk_python(text:str, path:str="", size:int=800, heading:str="", first:int=1) -> list[Chunk]:
-    "Split code at its functions and classes, by its syntax tree; what is not Python is cut as text."
+def chunk_python(text:str, path:str="", size:int=800, heading:str="") -> list[Chunk]:
+    "Split code at its functions and classes, by its syntax tree; or as text if it is not Python."
     try: tree = ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError): return chunk_text(text, path, size, heading, first, "code")
-    return _code_parts(tree.body, text.split("\n"), 0, len(text.split("\n")), path, size, heading, first)
-
-def _code_parts(body, lines, begin, end, path, size, heading, first) -> list[Chunk]:
-    "Chunks of the statements in lines[begin:end]; comments above a statement belong to it."
-    found, held, at = [], [], begin
-    def flush():
-        found.extend(Chunk(t, path, a, b, heading, "code") for a, b, t in pack(held, size, whole=2) if t.strip())
-        held.clear()
-    for node in body:
-        stop = node.end_lineno
-        named = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
-        block = (first + at, lines[at:stop])
-        if named and sum(map(len, block[1])) > size / 2:
-            flush()
-            name = " > ".join(p for p in (heading, node.name) if p)
-            if isinstance(node, ast.ClassDef) and sum(map(len, block[1])) > 2 * size: found += _code_parts(node.body, lines, at, stop, path, size, name, first)
-            else: found += [Chunk(t, path, a, b, name, "code") for a, b, t in pack([block], size, whole=2)]
-        elif stop > at: held.append(block)
-        at = max(at, stop)
-    if at < end: held.append((first + at, lines[at:end]))
-    flush()
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return chunk_text(text, path, size, heading, "code")
+    lines, found = text.split("\n"), []
+    def add(blocks, name):
+        packed = pack(blocks, size, whole=2)
+        found.extend(Chunk(t, path, a, b, name, "code") for a, b, t in packed if t.strip())
+    def walk(body, begin, end, name):
+        "The statements in lines[begin:end]; comments above a statement belong to it."
+        held, at = [], begin
+        for node in body:
+            stop = node.end_lineno
+            block, length = (at + 1, lines[at:stop]), sum(map(len, lines[at:stop]))
+            is_class = isinstance(node, ast.ClassDef)
+            named = is_class or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+            if named and length > size / 2:
+                add(held, name)
+                held, inner = [], f"{name} > {node.name}" if name else node.name
+                if is_class and length > 2 * size: walk(node.body, at, stop, inner)
+                else: add([block], inner)
+            elif stop > at: held.append(block)
+            at = max(at, stop)
+        if at < end: held.append((at + 1, lines[at:end]))
+        add(held, name)
+    walk(tree.body, 0, len(lines), heading)
     return found
 
-def chunk_text(text:str, path:str="", size:int=800, heading:str="", first:int=1, kind:str="text") -> list[Chunk]:
+def chunk_text(text:str, path:str="", size:int=800, heading:str="", kind:str="text") -> list[Chunk]:
     "Split plain text at blank lines."
-    held = [(b[0], b[1]) for _, b in _paragraphs(text.split("\n"), first)]
-    return [Chunk(t, path, a, b, heading, kind) for a, b, t in pack(held, size, whole=2)]
-
-def _paragraphs(lines, first):
-    start = None
-    for i, line in enumerate([*lines, ""]):
-        if line.strip() and start is None: start = i
-        elif not line.strip() and start is not None:
-            yield "text", (first + start, lines[start:i])
-            start = None
+    blocks, at = [], 1
+    for full, lines in groupby(text.split("\n"), lambda line: bool(line.strip())):
+        lines = list(lines)
+        if full: blocks.append((at, lines))
+        at += len(lines)
+    return [Chunk(t, path, a, b, heading, kind) for a, b, t in pack(blocks, size, whole=2)]
 
 # %% ../nbs/week1/04_rag.ipynb #bb6a9b32
 def chunk_notebook(text:str, path:str="", size:int=800) -> list[Chunk]:
     "Split a notebook cell by cell. What is not a notebook is cut as text."
     try: cells = [(c["cell_type"], "".join(c["source"])) for c in json.loads(text)["cells"]]
     except (ValueError, KeyError, TypeError): return chunk_text(text, path, size)
-    where = _LineFinder(text)
-    trail, found = [], []
+    lines, at, trail, found = [l.strip().rstrip(",") for l in text.split("\n")], 0, [], []
+    def place(line):
+        "The line of the file, from 1, that holds a line of a cell."
+        nonlocal at
+        both = [json.dumps(line + end, ensure_ascii=a) for end in ("", "\n") for a in (True, False)]
+        i = next((i for i in range(at, len(lines)) if lines[i] in both), None)
+        if i is None: return min(at + 1, len(lines))
+        at = i + 1
+        return at
     for kind, source in cells:
-        numbers = [where(line) for line in source.split("\n")]
-        if kind == "markdown": parts = chunk_markdown(source, path, size, trail, 1)
-        elif kind == "code": parts = chunk_python(source, path, size, " > ".join(t for t in trail if t))
+        numbers = [place(line) for line in source.split("\n")]
+        heading = " > ".join(t for t in trail if t)
+        if kind == "markdown": parts = chunk_markdown(source, path, size, trail)
+        elif kind == "code": parts = chunk_python(source, path, size, heading)
         else: continue
-        found += [replace(c, start=numbers[c.start - 1], end=max(numbers[c.start - 1:c.end])) for c in parts]
-    return list(_neighbours(found, size))
+        for c in parts:
+            span = numbers[c.start - 1:c.end]
+            found.append(replace(c, start=span[0], end=max(span)))
+    return _joined(found, size)
 
-def _neighbours(chunks:Iterable[Chunk], size:int) -> Iterator[Chunk]:
-    "Join a cell with the next while both stand under the same heading and fit together: prose and the code it speaks of."
-    held = None
-    for c in chunks:
-        if held and held.heading == c.heading and len(held.text) + len(c.text) < size: held = replace(held, text=f"{held.text}\n\n{c.text}", end=c.end)
-        else:
-            if held: yield held
-            held = c
-    if held: yield held
+def _joined(chunks:list[Chunk], size:int) -> list[Chunk]:
+    "Join a cell with the next while both stand under one heading and fit: prose and its code."
+    found = chunks[:1]
+    for c in chunks[1:]:
+        last = found[-1]
+        if last.heading == c.heading and len(last.text) + len(c.text) < size:
+            found[-1] = replace(last, text=f"{last.text}\n\n{c.text}", end=c.end)
+        else: found.append(c)
+    return found
 
-class _LineFinder:
-    "Finds the line of a notebook's file that holds a line of its source, going forward."
-    def __init__(self, text): self.lines, self.at = [l.strip().rstrip(",") for l in text.split("\n")], 0
-    def __call__(self, line:str) -> int:
-        wanted = {json.dumps(line + end, ensure_ascii=a) for end in ("", "\n") for a in (True, False)}
-        for i in range(self.at, len(self.lines)):
-            if self.lines[i] in wanted: self.at = i + 1; return i + 1
-        return min(self.at + 1, len(self.lines))
-
-CHUNKERS = {"markdown": chunk_markdown, "notebook": chunk_notebook, "code": chunk_python, "text": chunk_text}
+CHUNKERS = dict(markdown=chunk_markdown, notebook=chunk_notebook, code=chunk_python,
+                text=chunk_text)
 
 def chunk_file(text:str, path:str, size:int=800) -> list[Chunk]:
     "Split one file by its kind."
-    return CHUNKERS[KINDS.get(Path(path).suffix.lower()) or KINDS.get(Path(path).name, "text")](text, path, size)
+    return CHUNKERS[_kind(Path(path)) or "text"](text, path, size)
 
-def ingest(folder:str|Path, size:int=800) -> list[Chunk]:
+def _chunk_all(texts:dict[str, str], size:int, progress:Progress) -> list[Chunk]:
+    found = []
+    for i, (path, text) in enumerate(texts.items(), 1):
+        found += chunk_file(text, path, size)
+        progress(i, len(texts), path)
+    return found
+
+def ingest(folder:str|Path, size:int=800, progress:Progress=no_progress) -> list[Chunk]:
     "All chunks of a folder of notes, in the order of their paths."
-    return [c for path, text in read_folder(folder)[0].items() for c in chunk_file(text, path, size)]
+    return _chunk_all(read_folder(folder)[0], size, progress)
 
 # %% ../nbs/week1/04_rag.ipynb #4e5e4a75
+PREFIXES = dict.fromkeys(("bge-small-en-v1.5", "bge-base-en-v1.5"),   # before questions alone
+                         "Represent this sentence for searching relevant passages: ")
+
 class Embedder:
     "Turns texts into unit vectors."
-    def __init__(self, name:str="minilm-l6-v2",   # an embedder of the course (see `ASSETS`), or a folder with one
-                 max_tokens:int=256):             # longer texts are cut
+    def __init__(self, name:str=STANDINS["embedder"],   # of the course (see `ASSETS`), or a folder
+                 max_seq_length:int=256):               # tokens; longer texts are cut
         import torch
         from sentence_transformers import SentenceTransformer
         from mlcourse.llm import quiet_libraries
@@ -277,18 +296,20 @@ class Embedder:
         path = Path(name) if Path(name).is_dir() else fetch(name)
         self.name, self.device = name, "cuda" if torch.cuda.is_available() else "cpu"
         self.model = SentenceTransformer(str(path), device=self.device).to(torch.bfloat16).eval()
-        self.model.max_seq_length = max_tokens
-        self.prefix = "Represent this sentence for searching relevant passages: " if "bge" in name else ""   # its authors' advice, for questions alone
+        self.model.max_seq_length = max_seq_length
+        self.prefix = PREFIXES.get(name) or self.model.prompts.get("query") or ""
         self.dim = self.model.get_embedding_dimension()
-        self.key = f"{name} {max_tokens} bf16"
+        self.key = f"{name} {max_seq_length} bf16"
 
     def encode(self, texts:Sequence[str],
-               batch_size:int|None=None,   # 8 on a CPU, where small batches stay in its cache, 64 on a card
+               batch_size:int|None=None,   # 8 on a CPU, where those stay in its cache, or else 64
               ) -> np.ndarray:   # float32, shape (n, dim), rows of length 1
         "Embed passages."
         if not len(texts): return np.zeros((0, self.dim), np.float32)
         batch_size = batch_size or (8 if self.device == "cpu" else 64)
-        v = self.model.encode(list(texts), batch_size=batch_size, show_progress_bar=False, convert_to_tensor=True).float().cpu().numpy()
+        found = self.model.encode(list(texts), batch_size=batch_size, show_progress_bar=False,
+                                  convert_to_tensor=True)
+        v = found.float().cpu().numpy()
         return np.ascontiguousarray(v / np.linalg.norm(v, axis=1, keepdims=True).clip(1e-12))
 
     def encode_question(self, text:str) -> np.ndarray:   # shape (dim,)
@@ -299,8 +320,10 @@ class Embedder:
 WINDOW = 300   # characters
 
 def windows(chunk:Chunk) -> list[str]:   # at least one
-    "What is embedded of a chunk: stretches of lines, each below the file's name and the headings. A paragraph in one very long line is cut between words."
-    lines = [part for line in chunk.text.split("\n") for part in (textwrap.wrap(line, WINDOW) if len(line) > 2 * WINDOW else [line])]
+    "What is embedded of a chunk: stretches of lines, each below the file's name and the headings."
+    lines = []
+    for line in chunk.text.split("\n"):   # a paragraph in one very long line is cut between words
+        lines += textwrap.wrap(line, WINDOW) if len(line) > 2 * WINDOW else [line]
     cut = ("\n".join(part) for _, part in _cut(chunk.start, lines, WINDOW))
     return [replace(chunk, text=text).indexed for text in cut if text.strip()] or [chunk.indexed]
 
@@ -309,10 +332,6 @@ def all_windows(chunks:Iterable[Chunk]) -> list[str]:
     return [w for c in chunks for w in windows(c)]
 
 # %% ../nbs/week1/04_rag.ipynb #cee9f2a6
-class Index(Protocol):
-    "Finds the nearest rows of a matrix."
-    def search(self, vector:np.ndarray, k:int) -> list[tuple[int, float]]: "Row and cosine, best first."
-
 class FaissIndex:
     "Exact search in memory with FAISS."
     def __init__(self, vectors:np.ndarray):   # float32, shape (n, dim), rows of length 1
@@ -322,20 +341,22 @@ class FaissIndex:
 
     def search(self, vector:np.ndarray, k:int) -> list[tuple[int, float]]:
         "Row and cosine, best first."
-        scores, rows = self.index.search(vector[None].astype(np.float32), min(k, self.index.ntotal))
+        k = min(k, self.index.ntotal)
+        scores, rows = self.index.search(vector[None].astype(np.float32), k)
         return [(int(r), float(s)) for r, s in zip(rows[0], scores[0])]
 
 class QdrantIndex:
     "The same with Qdrant, inside this process or on a server."
     def __init__(self, vectors:np.ndarray,
-                 url:str=":memory:",          # or a server's address, such as `http://127.0.0.1:6333`
+                 url:str=":memory:",          # or a server's, such as `http://127.0.0.1:6333`
                  collection:str="mlcourse-notes"):   # one that exists is replaced
         from qdrant_client import QdrantClient, models
-        self.client = QdrantClient(url) if url == ":memory:" else QdrantClient(url=url)
-        self.collection = collection
+        self.client, self.collection = QdrantClient(url), collection
         if self.client.collection_exists(collection): self.client.delete_collection(collection)
-        self.client.create_collection(collection, vectors_config=models.VectorParams(size=vectors.shape[1], distance=models.Distance.DOT))
-        self.client.upload_collection(collection, vectors=vectors, ids=range(len(vectors)), batch_size=1024, wait=True)
+        config = models.VectorParams(size=vectors.shape[1], distance=models.Distance.DOT)
+        self.client.create_collection(collection, vectors_config=config)
+        self.client.upload_collection(collection, vectors=vectors, ids=range(len(vectors)),
+                                      batch_size=1024, wait=True)
 
     def search(self, vector:np.ndarray, k:int) -> list[tuple[int, float]]:
         "Row and cosine, best first."
@@ -343,29 +364,26 @@ class QdrantIndex:
         return [(p.id, p.score) for p in found]
 
 # %% ../nbs/week1/04_rag.ipynb #f0a1fb4b
+ENGLISH = frozenset("""a an and are as at be but by do does for from how i if in into is it its me
+my no not of on or such that the their then there these they this to was what when where which who
+why will with you your can should""".split())
+
 def tokenize(text:str) -> list[str]:
     "Stemmed words for BM25; identifiers also as their parts."
+    from Stemmer import Stemmer
     found = []
     for w in re.findall(r"[A-Za-z_][A-Za-z0-9_]*|\d+(?:\.\d+)?", text):
         parts = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", w)
         found += [w.lower()] + ([p.lower() for p in parts] if len(parts) > 1 else [])
-    return _stemmer().stemWords([w for w in found if w not in ENGLISH])
-
-ENGLISH = frozenset("a an and are as at be but by do does for from how i if in into is it its me my no not of on or such that the their then there "
-                    "these they this to was what when where which who why will with you your can should".split())
-
-def _stemmer(cache=[]):
-    import Stemmer
-    if not cache: cache.append(Stemmer.Stemmer("english"))
-    return cache[0]
+    return Stemmer("english").stemWords([w for w in found if w not in ENGLISH])
 
 class BM25:
     "Search by words."
     def __init__(self, texts:Sequence[str]):
         import bm25s
-        self.n, self.index = len(texts), bm25s.BM25(k1=1.2, b=0.75)
-        self.vocabulary = Counter(w for t in texts for w in set(tokenize(t)))   # in how many texts each word is
-        self.index.index([tokenize(t) or [""] for t in texts], show_progress=False)
+        self.index, tokens = bm25s.BM25(k1=1.2, b=0.75), [tokenize(t) for t in texts]
+        self.vocabulary = Counter(w for t in tokens for w in set(t))   # in how many texts a word is
+        self.index.index([t or [""] for t in tokens], show_progress=False)
 
     def search(self, question:str, k:int) -> list[tuple[int, float]]:
         "Row and score, best first; passages that share no word are left out."
@@ -400,73 +418,56 @@ class Store:
     def __init__(self, folder:str|Path,     # where to keep them; made if need be
                  embedder:Embedder, size:int=800):
         self.folder, self.embedder, self.size = Path(folder), embedder, size
+        self.current = self.folder/"current"   # a file with the generation's name
         self.key = f"{embedder.key}, windows of {WINDOW}"
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def read(self) -> tuple[list[Chunk], np.ndarray]:   # chunks; float32, shape (windows, dim)
         "The current generation; empty if there is none that fits this embedder."
         for _ in range(10):
-            try: name = (self.folder/"current").read_text()
-            except FileNotFoundError: break
-            try: key, rows = json.loads((self.folder/name/"chunks.json").read_text(encoding="utf-8"))
-            except FileNotFoundError: continue          # a writer has just moved on
-            if key != self.key: break
-            try: vectors = np.load(self.folder/name/"vectors.npy", allow_pickle=False)
-            except FileNotFoundError: continue
-            return [Chunk(**r) for r in rows], vectors
+            if not self.current.exists(): break
+            with suppress(FileNotFoundError):           # a writer has just moved on
+                folder = self.folder/self.current.read_text()
+                key, rows = json.loads((folder/"chunks.json").read_text(encoding="utf-8"))
+                if key != self.key: break
+                vectors = np.load(folder/"vectors.npy", allow_pickle=False)
+                return [Chunk(**r) for r in rows], vectors
         return [], np.zeros((0, self.embedder.dim), np.float32)
 
     def update(self, notes:str|Path,        # the folder of notes
                timeout:float=600,           # seconds to wait for another writer
+               progress:Progress=no_progress,   # told of files, and then of windows
               ) -> Update:
-        "Bring the store up to date with a folder. Raises `RagError` if another process holds it too long, or the folder is not there."
-        from filelock import FileLock, Timeout
+        "Bring the store up to date with a folder. Raises `CourseError` if another process has it."
         start = time.perf_counter()
-        try:
-            with FileLock(self.folder/"lock", timeout=timeout): return self._update(notes, start)
-        except Timeout as e: raise RagError(f"Another process has been updating {self.folder} for {timeout:g} s. Wait for it, or end it, and try again.") from e
-
-    def _update(self, notes, start) -> Update:
-        texts, left_out = read_folder(notes)
-        new = [c for path, text in texts.items() for c in chunk_file(text, path, self.size)]
-        old, vectors = self.read()
-        known, wanted = dict(zip(all_windows(old), vectors)), all_windows(new)
-        missing = [w for w in dict.fromkeys(wanted) if w not in known]
-        known |= zip(missing, self.embedder.encode(missing))
-        rows = [known[w] for w in wanted]
-        if new != old or not (self.folder/"current").exists(): self._write(new, np.array(rows, np.float32).reshape(-1, self.embedder.dim))
-        return Update(len(new), len(missing), len({c.id for c in old} - {c.id for c in new}), left_out, time.perf_counter() - start)
+        busy = f"Another process has been updating {self.folder} for {timeout:g} s. Wait for it."
+        with locked(self.current, timeout, busy):
+            texts, left_out = read_folder(notes)
+            new, (old, vectors) = _chunk_all(texts, self.size, progress), self.read()
+            known, wanted = dict(zip(all_windows(old), vectors)), all_windows(new)
+            missing = [w for w in dict.fromkeys(wanted) if w not in known]
+            for i in range(0, len(missing), 256):
+                part = missing[i:i + 256]
+                known |= zip(part, self.embedder.encode(part))
+                progress(i + len(part), len(missing), "embedding")
+            if new != old or not self.current.exists():
+                rows = np.array([known[w] for w in wanted], np.float32)
+                self._write(new, rows.reshape(-1, self.embedder.dim))
+        removed = {c.id for c in old} - {c.id for c in new}
+        return Update(len(new), len(missing), len(removed), left_out, time.perf_counter() - start)
 
     def _write(self, chunks, vectors):
         "Write a generation, make it current, and sweep out those before the last."
-        now = self.folder/"current"
-        before = now.read_text() if now.exists() else ""
+        before = self.current.read_text() if self.current.exists() else ""
         name = f"gen-{int(before.removeprefix('gen-') or 0) + 1:06d}"
         shutil.rmtree(self.folder/name, ignore_errors=True)     # left by a writer that died
-        (self.folder/name).mkdir()
-        with _synced(self.folder/name/"vectors.npy") as f: np.save(f, vectors)
-        with _synced(self.folder/name/"chunks.json") as f: f.write(json.dumps([self.key, [asdict(c) for c in chunks]]).encode())
-        with _synced(self.folder/"current.tmp") as f: f.write(name.encode())
-        os.replace(self.folder/"current.tmp", now)
-        _sync_folder(self.folder)
+        np.save(data := io.BytesIO(), vectors)
+        write_atomic(self.folder/name/"vectors.npy", data.getvalue())
+        rows = json.dumps([self.key, [asdict(c) for c in chunks]])
+        write_atomic(self.folder/name/"chunks.json", rows)
+        write_atomic(self.current, name)
         for p in self.folder.glob("gen-*"):
             if p.name not in (name, before): shutil.rmtree(p, ignore_errors=True)
-
-@contextmanager
-def _synced(path:Path):
-    "A file that is on the disk when the block ends."
-    with open(path, "wb") as f:
-        yield f
-        f.flush()
-        os.fsync(f.fileno())
-    _sync_folder(path.parent)
-
-def _sync_folder(path:Path):
-    "Put a folder's list of names on the disk, where the system can."
-    if os.name != "posix": return
-    fd = os.open(path, os.O_RDONLY)
-    try: os.fsync(fd)
-    finally: os.close(fd)
 
 # %% ../nbs/week1/04_rag.ipynb #9212cc64
 @dataclass(frozen=True)
@@ -479,16 +480,20 @@ class Hit:
 class Retriever:
     "Search over chunks."
     def __init__(self, store:Store|None=None, *,
-                 chunks:Sequence[Chunk]|None=None,                  # without a store: these,
-                 vectors:np.ndarray|None=None,                      # the vectors of their windows, shape (windows, dim),
-                 embedder:Embedder|None=None,                       # and what made them
-                 index:Callable[[np.ndarray], Index]=FaissIndex):   # how to search vectors
+                 chunks:Sequence[Chunk]|None=None,   # without a store: these,
+                 vectors:np.ndarray|None=None,       # those of their windows, shape (windows, dim),
+                 embedder:Embedder|None=None,        # and what made them
+                 index:Callable[[np.ndarray], FaissIndex|QdrantIndex]=FaissIndex):
         self.embedder = embedder or store.embedder
         self.chunks, self.vectors = store.read() if store else (list(chunks), vectors)
-        if not self.chunks: raise RagError("There is nothing to search. Update the store with a folder that holds notes first.")
+        if not self.chunks: raise RagError(
+            "There is nothing to search. Update the store with a folder that holds notes first.")
         counts = [len(windows(c)) for c in self.chunks]
-        if sum(counts) != len(self.vectors): raise RagError(f"There are {len(self.vectors)} vectors for {sum(counts)} windows. Give one for each of all_windows(chunks).")
-        self.owners, self.first = np.repeat(np.arange(len(counts)), counts), np.cumsum([0, *counts])   # the chunk of each window; the first window of each chunk
+        if sum(counts) != len(self.vectors): raise RagError(
+            f"There are {len(self.vectors)} vectors for {sum(counts)} windows. Give one for each "
+            "of all_windows(chunks).")
+        self.owners = np.repeat(np.arange(len(counts)), counts)   # the chunk of each window
+        self.first = np.cumsum([0, *counts])                      # the first window of each chunk
         self.index, self.bm25 = index(self.vectors), BM25([c.indexed for c in self.chunks])
 
     def nearest(self, vector:np.ndarray,          # of the question, shape (dim,)
@@ -496,22 +501,27 @@ class Retriever:
         "Chunks by their nearest window: row and cosine, best first."
         wanted, found = 4 * k, {}
         while True:
-            for row, cosine in self.index.search(vector, wanted): found.setdefault(int(self.owners[row]), cosine)
+            for row, cosine in self.index.search(vector, wanted):
+                found.setdefault(int(self.owners[row]), cosine)
             if len(found) >= k or wanted >= len(self.owners): return list(found.items())[:k]
             wanted *= 4
 
-    def cosine(self, row:int, vector:np.ndarray) -> float: return float((self.vectors[self.first[row]:self.first[row + 1]] @ vector).max())
+    def cosine(self, row:int, vector:np.ndarray) -> float:
+        "Of a chunk's nearest window."
+        return float((self.vectors[self.first[row]:self.first[row + 1]] @ vector).max())
 
     def search(self, question:str, k:int=5,
                mode:str="hybrid",         # bm25, dense or hybrid
                depth:int=50,              # how far down each list the fusion looks
               ) -> list[Hit]:             # best first
         "The `k` passages that fit a question best. Raises `RagError` for another mode."
-        if mode not in ("bm25", "dense", "hybrid"): raise RagError(f"There is no mode {mode!r}. Use bm25, dense or hybrid.")
         vector = self.embedder.encode_question(question)
         if mode == "bm25": found = self.bm25.search(question, k)
         elif mode == "dense": found = self.nearest(vector, k)
-        else: found = rrf([[r for r, _ in self.bm25.search(question, depth)], [r for r, _ in self.nearest(vector, depth)]])[:k]
+        elif mode == "hybrid":
+            both = self.bm25.search(question, depth), self.nearest(vector, depth)
+            found = rrf([[row for row, _ in ranking] for ranking in both])[:k]
+        else: raise RagError(f"There is no mode {mode!r}. Use bm25, dense or hybrid.")
         return [Hit(self.chunks[r], s, self.cosine(r, vector)) for r, s in found]
 
 # %% ../nbs/week1/04_rag.ipynb #10a85190
@@ -521,40 +531,46 @@ class Question:
     id: str
     question: str
     references: tuple[str, ...]          # short right answers; none if the notes have no answer
-    gold: tuple[tuple[str, str], ...]    # file and quote of each passage that answers; any of them is enough
+    gold: tuple[tuple[str, str], ...]    # file and quote of passages that answer; any is enough
     kind: str                            # prose, code or unanswerable
 
 def load_questions(path:str|Path|None=None) -> list[Question]:   # the course's own set when None
     "Read a question set, a JSON object a line."
     path = Path(path) if path else files("mlcourse")/"data/rag/questions.jsonl"
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return [Question(r["id"], r["question"], tuple(r["references"]), tuple((g["path"], g["quote"]) for g in r["gold"]), r["kind"]) for r in rows]
+    rows = map(json.loads, filter(str.strip, path.read_text(encoding="utf-8").splitlines()))
+    return [Question(r["id"], r["question"], tuple(r["references"]),
+                     tuple((g["path"], g["quote"]) for g in r["gold"]), r["kind"]) for r in rows]
 
 def gold_ids(q:Question, chunks:Iterable[Chunk]) -> set[str]:
-    "The ids of the chunks that hold one of the question's quotes; spaces and line ends do not count."
-    return {c.id for c in chunks for path, quote in q.gold if c.path == path and " ".join(quote.split()) in " ".join(c.text.split())}
+    "The ids of the chunks that hold a quote of the question; spaces and line ends do not count."
+    def spaced(text): return " ".join(text.split())
+    return {c.id for c in chunks for path, quote in q.gold
+            if c.path == path and spaced(quote) in spaced(c.text)}
 
 # %% ../nbs/week1/04_rag.ipynb #cc05307b
 @dataclass(frozen=True)
 class Gate:
     "Decides whether the notes can answer at all: a weighted sum of two numbers, and a threshold."
     cosine: float       # weight of the best passage's cosine
-    coverage: float     # weight of the share of the question's words that are found, rare ones counting more
+    coverage: float     # weight of the share of the question's words that are found, rare ones most
     threshold: float    # a question below it is refused
 
-    def score(self, cosine:float, coverage:float) -> float: return self.cosine * cosine + self.coverage * coverage
+    def score(self, cosine:float, coverage:float) -> float:
+        return self.cosine * cosine + self.coverage * coverage
 
-def evidence(question:str, retriever:Retriever, hits:Sequence[Hit]) -> tuple[float, float]:   # both 0 to 1
+def evidence(question:str, retriever:Retriever, hits:Sequence[Hit],
+            ) -> tuple[float, float]:   # both 0 to 1
     "How near the best of the passages is, and how much of the question one of them covers."
-    asked = set(tokenize(question))
-    weight = {w: np.log(1 + len(retriever.chunks) / (1 + retriever.bm25.vocabulary.get(w, 0))) for w in asked}
+    asked, n, texts = set(tokenize(question)), len(retriever.chunks), retriever.bm25.vocabulary
+    weight = {w: np.log(1 + n / (1 + texts.get(w, 0))) for w in asked}
     covered = [sum(weight[w] for w in asked & set(tokenize(h.chunk.indexed))) for h in hits]
-    return max((h.cosine for h in hits), default=0.0), max(covered, default=0.0) / (sum(weight.values()) or 1)
+    cosine = max((h.cosine for h in hits), default=0.0)
+    return cosine, max(covered, default=0.0) / (sum(weight.values()) or 1)
 
 # %% ../nbs/week1/04_rag.ipynb #5efff561
 NOT_FOUND = "I do not find this in your notes."
-LIST_MARK = re.compile(r"(?m)^\s*(?:\d+[.)]|[-*])\s+")   # before the items of a list; no sentence of its own
-GATES = {"minilm-l6-v2": Gate(0.34, 0.66, 0.501)}   # calibrated in nbs/week1/04_rag.ipynb; other embedders have no gate until you calibrate one
+LIST_MARK = re.compile(r"(?m)^\s*(?:\d+[.)]|[-*])\s+")   # before an item; no sentence of its own
+GATES = {STANDINS["embedder"]: Gate(0.34, 0.66, 0.501)}  # calibrated in nbs/week1/04_rag.ipynb
 
 @dataclass(frozen=True)
 class Answer:
@@ -573,35 +589,39 @@ def prompt(question:str, passages:Sequence[str]) -> str:
     return "\n\n".join(passages) + f"\n\nBased on the text above, {question}"
 
 def verify_citations(draft:str, passages:Sequence[str],
-                     at_least:float=0.6,     # share of a sentence's content words that a passage must hold
-                    ) -> tuple[str, list[int]]:   # the sentences that hold, with their numbers; the numbers
+                     at_least:float=0.6,     # share of content words that a passage must hold
+                    ) -> tuple[str, list[int]]:   # sentences that hold, with numbers; the numbers
     "Give each sentence the passage that supports it best, and drop those that none supports."
     kept, used = [], []
     for s in sentences(LIST_MARK.sub("", draft)):
         claim = " ".join(CITE.sub("", s).split())
-        best = max(range(len(passages)), key=lambda i: support(claim, passages[i]), default=None)
-        if best is None or support(claim, passages[best]) < at_least: continue
-        kept.append(f"{claim.rstrip('.!')} [{best + 1}].")
-        used.append(best + 1)
+        held = [support(claim, p) for p in passages]
+        if max(held, default=-1) < at_least: continue
+        number = held.index(max(held)) + 1
+        kept.append(f"{claim.rstrip('.!')} [{number}].")
+        used.append(number)
     return " ".join(kept), sorted(set(used))
 
 # %% ../nbs/week1/04_rag.ipynb #df630c60
 def answer(question:str, retriever:Retriever,
-           engine,                        # anything with `chat(messages, max_tokens)`, such as those of `mlcourse.llm`
+           engine,                        # anything with `chat(messages, max_new_tokens)`
            k:int=2,                       # passages for the model
-           gate:Gate|None|str="default",  # refuses before the model is asked: that of the embedder in `GATES`, if it has one; None for no gate
+           gate:Gate|None|str="default",  # refuses first; `GATES` has the default of an embedder
            at_least:float=0.6,            # support that a sentence needs
-           max_tokens:int=60,
+           max_new_tokens:int=60,
           ) -> Answer:
     "Answer from the notes with checked citations, or refuse."
     start = time.perf_counter()
     hits = retriever.search(question, 5)
-    if gate == "default": gate = GATES.get(retriever.embedder.name)
-    def refuse(why, draft=""): return Answer(NOT_FOUND, [], True, why, hits, draft, time.perf_counter() - start)
-    if gate and gate.score(*evidence(question, retriever, hits)) < gate.threshold: return refuse("the notes hold too little about it")
     passages = [h.chunk.indexed for h in hits[:k]]
-    draft = engine.chat(prompt(question, passages), max_tokens).text
+    def refuse(why, draft=""):
+        return Answer(NOT_FOUND, [], True, why, hits, draft, time.perf_counter() - start)
+    if gate == "default": gate = GATES.get(retriever.embedder.name)
+    if gate and gate.score(*evidence(question, retriever, hits)) < gate.threshold:
+        return refuse("the notes hold too little about it")
+    draft = engine.chat(prompt(question, passages), max_new_tokens).text
     if is_refusal(draft): return refuse("the model found no answer in the passages", draft)
     text, used = verify_citations(draft, passages, at_least)
     if not text: return refuse("no passage supports what the model said", draft)
-    return Answer(text, [(i, hits[i - 1].chunk) for i in used], False, "", hits, draft, time.perf_counter() - start)
+    citations = [(i, hits[i - 1].chunk) for i in used]
+    return Answer(text, citations, False, "", hits, draft, time.perf_counter() - start)

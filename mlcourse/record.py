@@ -4,17 +4,23 @@
 
 # %% ../nbs/lib/03_record.ipynb #1ea29673
 from __future__ import annotations
-import json, math, os, platform, subprocess, sys
+import math, os, platform, re, subprocess, sys, time
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib import metadata
+from importlib.util import find_spec
+from itertools import chain
 from numbers import Real
 from pathlib import Path
-from .course import find_course
-from .files import CourseError, write_atomic
+from packaging.utils import canonicalize_name as same
+from .course import find_course, settings
+from .files import CourseError, markdown_table, write_atomic
 
 # %% auto #0
-__all__ = ['MIME', 'PACKAGES', 'TargetMissed', 'Metric', 'recorded', 'record', 'harvest', 'out_dir', 'artifact', 'versions',
-           'commit', 'machine', 'experiment_readme']
+__all__ = ['MIME', 'TargetMissed', 'Metric', 'record', 'harvest', 'out_dir', 'artifact', 'packages', 'distributions', 'versions',
+           'commit', 'machine', 'score', 'high_water', 'experiment_readme']
 
 # %% ../nbs/lib/03_record.ipynb #cd866131
 MIME = "application/vnd.mlcourse.metric+json"
@@ -34,24 +40,26 @@ class Metric:
     @property
     def ok(self) -> bool:
         "Is the value finite and inside its target?"
-        return (math.isfinite(self.value) and (self.at_least is None or self.value >= self.at_least)
-                and (self.at_most is None or self.value <= self.at_most))
+        # a target may be numpy's, and JSON does not know its bool
+        return bool(math.isfinite(self.value)
+                    and (self.at_least is None or self.value >= self.at_least)
+                    and (self.at_most is None or self.value <= self.at_most))
+
+    @property
+    def target(self) -> str:
+        "The bounds in words; empty when there are none."
+        limits = (("at least", self.at_least), ("at most", self.at_most))
+        return ", ".join(f"{word} {limit:g}" for word, limit in limits if limit is not None)
 
     def __str__(self):
-        limits = (("at least", self.at_least), ("at most", self.at_most))
-        bounds = [f"{word} {limit:g}" for word, limit in limits if limit is not None]
-        verdict = "" if not bounds and self.ok else "  ✓" if self.ok else "  ✗ MISSED"
-        goal = f"   (target: {', '.join(bounds)})" if bounds else ""
-        return f"{self.name} = {self.value:.4g}{' ' + self.unit if self.unit else ''}{goal}{verdict}"
-
-# %% ../nbs/lib/03_record.ipynb #46575ec0
-_session: dict[str, Metric] = {}   # what this kernel has recorded, for the experiment's README
-
-def recorded() -> dict[str, Metric]:   # by name, the latest value of each
-    "Everything recorded so far in this session."
-    return dict(_session)
+        verdict = "  ✗ MISSED" if not self.ok else "  ✓" if self.target else ""
+        goal = f"   (target: {self.target})" if self.target else ""
+        value = f"{self.value:.4g} {self.unit}".rstrip()
+        return f"{self.name} = {value}{goal}{verdict}"
 
 # %% ../nbs/lib/03_record.ipynb #55fb7f9e
+_session: dict[str, Metric] = {}   # what this kernel has recorded, for the experiment's README
+
 def record(name:str,                    # snake_case, with its unit where it could be mistaken
            value:Real,                  # a number; numpy and torch scalars are converted
            at_least:float|None=None,    # smallest value that passes
@@ -59,17 +67,19 @@ def record(name:str,                    # snake_case, with its unit where it cou
            unit:str="",                 # shown behind the number
           ) -> None:
     "Show `value`, store it in the cell's output, and raise `TargetMissed` if it misses its target."
-    if not name.isidentifier(): raise ValueError(f"A metric's name is snake_case, and {name!r} is not.")
+    if not name.isidentifier():
+        raise ValueError(f"A metric's name is snake_case, and {name!r} is not.")
     metric = Metric(name, float(value), at_least, at_most, unit)
     _session[name] = metric
-    data = {k: v if not isinstance(v, float) or math.isfinite(v) else str(v) for k, v in {**asdict(metric), "ok": metric.ok}.items()}
+    data = {**asdict(metric), "ok": metric.ok}
+    if not math.isfinite(metric.value): data["value"] = str(metric.value)   # JSON has no NaN
     from IPython.display import display
     display({"text/plain": str(metric), MIME: data}, raw=True)
-    if not metric.ok: raise TargetMissed(str(metric))
+    soft = "MLCOURSE_REHEARSE" in os.environ   # a rehearsal's models are random
+    if not metric.ok and not soft: raise TargetMissed(str(metric))
 
 # %% ../nbs/lib/03_record.ipynb #50c14733
-def harvest(nb:dict,            # an executed notebook, as nbformat reads it
-           ) -> dict[str,dict]: # by metric name: value, at_least, at_most, ok
+def harvest(nb:dict) -> dict[str,dict]:   # by metric name: value, at_least, at_most, ok
     "The metrics that the notebook's outputs carry."
     found = {}
     for cell in nb["cells"]:
@@ -79,55 +89,89 @@ def harvest(nb:dict,            # an executed notebook, as nbformat reads it
     return found
 
 # %% ../nbs/lib/03_record.ipynb #9313931b
-def out_dir(lesson:str,    # such as `week1/03_hello_llm`
-           ) -> Path:      # an existing folder
-    "The folder for this lesson's outputs."
+def out_dir(lesson:str) -> Path:   # an existing folder
+    "The folder for the outputs of a lesson, such as `week1/03_hello_llm`."
     path = Path(os.environ.get("MLCOURSE_OUT") or (find_course() or Path.cwd())/"runs")/lesson
     path.mkdir(parents=True, exist_ok=True)
     return path
 
-def artifact(lesson:str,   # the lesson that makes it, such as `week2/02_qlora`
-             name:str,     # the file or folder that it leaves in its `out_dir`
-            ) -> Path:     # an existing file or folder
-    "What an earlier lesson has left. Raises `CourseError` that names the lesson to run when it is not there."
+def artifact(lesson:str, name:str) -> Path:   # an existing file or folder in the lesson's `out_dir`
+    "What an earlier lesson has left. Raises `CourseError`, which names the lesson to run."
     path = out_dir(lesson)/name
     if not path.exists():
-        raise CourseError(f"This needs {name} of the lesson {lesson}, which is not at {path}. Run that lesson first: "
-                          f"`mlcourse run nbs/{lesson}.ipynb`, or all its cells in JupyterLab.")
+        raise CourseError(f"This needs {name} of the lesson {lesson}, which is not at {path}. "
+                          f"Run that lesson first: `mlcourse run nbs/{lesson}.ipynb`, "
+                          "or all its cells in JupyterLab.")
     return path
 
 # %% ../nbs/lib/03_record.ipynb #fc6a2dc4
-PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "diffusers", "ultralytics", "datasets", "numpy",
-            "sentence-transformers", "xllamacpp", "openai-whisper", "papermill")
+def packages() -> list[str]:   # names of distributions, without versions
+    "The course's own requirements, those of every week included."
+    root, rows = find_course(find_spec("mlcourse").origin), []
+    if root is None: rows = metadata.requires("mlcourse")
+    for key, text in settings(root).items() if root else ():
+        if key.endswith("requirements"): rows += text.split()
+    return list(dict.fromkeys(re.match(r"[\w.-]+", row)[0] for row in rows))
 
-def versions(names:tuple[str,...]=PACKAGES,   # distributions to look for
+@cache
+def distributions() -> dict[str, list[str]]:   # by import name
+    "The installed distributions that an import comes from."
+    return metadata.packages_distributions()
+
+def versions(names:Iterable[str]|None=None,   # distributions to look for; the course's when None
              imported_only:bool=False,        # only those that this session imported
-            ) -> dict[str,str]:               # by name, Python first; what is not installed is left out
-    "Versions of Python and of the installed packages in `names`."
-    found = {"python": platform.python_version()}
+            ) -> dict[str,str]:               # by name, Python first; only what is installed
+    "Versions of Python and of installed packages."
+    names, found = packages() if names is None else names, {"python": platform.python_version()}
+    if imported_only:
+        used = {same(d) for d in chain(*(distributions().get(m, ()) for m in set(sys.modules)))}
+        names = [name for name in names if same(name) in used]
     for name in names:
-        if imported_only and name.replace("openai-", "").replace("-", "_") not in sys.modules: continue
-        try: found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError: pass
+        with suppress(metadata.PackageNotFoundError): found[name] = metadata.version(name)
     return found
 
-def commit(folder:str|Path|None=None,  # where to ask; the current folder when None
-          ) -> str|None:               # short hash, with `+` if the tree is changed; None outside a checkout
-    "The git commit of a folder."
-    def git(*args): return subprocess.run(["git", *args], cwd=folder, capture_output=True, text=True, timeout=10)
+# %% ../nbs/lib/03_record.ipynb #f5229f8e
+def commit(folder:str|Path|None=None) -> str|None:   # short hash, `+` if the tree is changed
+    "The git commit of a folder, of the current one when None; None without git."
+    def git(*args):
+        return subprocess.run(["git", *args], cwd=folder, timeout=10, check=True,
+                              capture_output=True, text=True).stdout.strip()
     try:
-        head = git("rev-parse", "--short=12", "HEAD")
-        return None if head.returncode else head.stdout.strip() + "+" * bool(git("status", "--porcelain", "-uno").stdout.strip())
-    except (OSError, subprocess.TimeoutExpired): return None
+        changed = git("status", "--porcelain", "-uno")
+        return git("rev-parse", "--short=12", "HEAD") + "+" * bool(changed)
+    except (OSError, subprocess.SubprocessError): return None
 
-# %% ../nbs/lib/03_record.ipynb #b73b4be8
 def machine() -> dict:   # system, processor, cores, ram_gib, and a list of cards
     "What the report says of this machine."
     import psutil
     from mlcourse.tier import find_cards
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return dict(system=f"{platform.system()} {platform.release()}", processor=platform.machine(), cores=cores,
-                ram_gib=round(psutil.virtual_memory().total / 2**30, 1), cards=[asdict(c) for c in find_cards()])
+    ram_gib = round(psutil.virtual_memory().total / 2**30, 1)
+    return dict(system=f"{platform.system()} {platform.release()}", processor=platform.machine(),
+                cores=cores, ram_gib=ram_gib, cards=[asdict(c) for c in find_cards()])
+
+# %% ../nbs/lib/03_record.ipynb #e85512a3
+def score() -> float:   # √(GFLOP/s of a matrix product × million loop steps a second)
+    "How fast this machine is just now."
+    import numpy as np
+    a = np.random.default_rng(42).random((768, 768), dtype=np.float32)
+    def rate(work, seconds=0.4):   # calls a second, the first one not counted
+        work()
+        start, calls = time.perf_counter(), 0
+        while time.perf_counter() - start < seconds:
+            work()
+            calls += 1
+        return calls / (time.perf_counter() - start)
+    gflops = rate(lambda: a @ a) * 2 * 768**3 / 1e9
+    loops = rate(lambda: [None for _ in range(20_000)]) * 20_000 / 1e6
+    return round(math.sqrt(gflops * loops), 1)
+
+# %% ../nbs/lib/03_record.ipynb #3c0a7f27
+def high_water(pid:int) -> int:   # bytes; 0 where the system does not say
+    "The most memory that one process has held, which sampling would miss."
+    try: found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    except OSError: return 0
+    return int(found[1]) * 1024 if found else 0
 
 # %% ../nbs/lib/03_record.ipynb #2da3238e
 def experiment_readme(path:str|Path,             # folder of the experiment's outputs
@@ -136,10 +180,12 @@ def experiment_readme(path:str|Path,             # folder of the experiment's ou
                       seed:int|None=None,        # random seed, where there is one
                       data:dict[str,str]|None=None, # data sets: name to version or SHA-256
                      ) -> Path:                  # the README.md that was written
-    "Write the note that lets somebody repeat the experiment: seed, settings, data, versions, machine, metrics."
-    def table(rows): return "\n".join(["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items())])
+    "Write the note that lets somebody repeat the experiment."
+    def table(rows): return markdown_table(("", ""), rows)
     parts = [f"# {title}", f"Commit {commit() or 'unknown'}, seed {seed}.",
-             "## Settings", table(settings), "## Data", table(data) if data else "None.",
-             "## Versions", table(versions(imported_only=True)), "## Machine", table(machine()),
-             "## Metrics", "\n".join(f"- {m}" for m in recorded().values()) or "None."]
+             "## Settings", table(settings.items()),
+             "## Data", table(data.items()) if data else "None.",
+             "## Versions", table(versions(imported_only=True).items()),
+             "## Machine", table(machine().items()),
+             "## Metrics", "\n".join(f"- {m}" for m in _session.values()) or "None."]
     return write_atomic(Path(path)/"README.md", "\n\n".join(parts) + "\n")

@@ -8,28 +8,22 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from .assets import fetch
 
 # %% auto #0
-__all__ = ['maxsim', 'Reranker', 'LateInteraction', 'CrossEncoderReranker', 'load_reranker', 'rerank']
+__all__ = ['maxsim', 'LateInteraction', 'CrossEncoderReranker', 'load_reranker', 'rerank']
 
 # %% ../nbs/week1/05_rag_better.ipynb #a83c063f
 def maxsim(question:np.ndarray,             # token vectors of unit length, shape (tokens, dim)
-           passages:Sequence[np.ndarray],   # of each passage, shape (tokens, dim), at least one token
+           passages:Sequence[np.ndarray],   # of each passage, shape (tokens, dim), at least a token
           ) -> np.ndarray:                  # shape (passages,), -1 to 1
-    "For each passage the mean, over the question's tokens, of the similarity to the nearest token (MaxSim of ColBERT, averaged)."
+    "MaxSim of ColBERT, averaged: for each token of the question the nearest one's similarity."
     if not len(passages): return np.zeros(0, "float32")
     starts = np.cumsum([0, *(len(p) for p in passages[:-1])])
     similarity = question @ np.concatenate(passages).astype(question.dtype).T
     return np.maximum.reduceat(similarity, starts, axis=1).mean(0)
-
-# %% ../nbs/week1/05_rag_better.ipynb #1b92af5d
-class Reranker(Protocol):
-    "Anything that scores texts for a question."
-    def scores(self, question:str, texts:Sequence[str]) -> np.ndarray: ...   # shape (texts,), higher is better
 
 # %% ../nbs/week1/05_rag_better.ipynb #18ef9117
 class LateInteraction:
@@ -38,20 +32,23 @@ class LateInteraction:
                  keep:int=4096):          # passages whose token vectors are remembered
         import torch
         from sentence_transformers import SentenceTransformer
-        self.model, self.keep, self.known = SentenceTransformer(str(folder)).to(torch.bfloat16).eval(), keep, {}
-        self.model.max_seq_length = self.model[0].auto_model.config.max_position_embeddings   # whole passages: MiniLM's setting would cut at 256 tokens, and it has 512 positions
+        self.model, self.keep, self.known = SentenceTransformer(str(folder)), keep, {}
+        config = self.model[0].auto_model.config
+        self.model.max_seq_length = config.max_position_embeddings   # whole passages: 512, not 256
+        self.model.to(torch.bfloat16).eval()
 
     def tokens(self, texts:Sequence[str],
-              ) -> list[np.ndarray]:      # of each text, shape (tokens, dim), unit length, without the special tokens at both ends
-        "Token vectors; what is longer than the model's window is cut."
-        found = self.model.encode(list(texts), output_value="token_embeddings", show_progress_bar=False)
+              ) -> list[np.ndarray]:      # of each text, shape (tokens, dim), unit length
+        "Token vectors without the special ones; what is longer than the model's window is cut."
+        found = self.model.encode(list(texts), output_value="token_embeddings",
+                                  show_progress_bar=False)
         rows = (v[1:-1].float() if len(v) > 2 else v.float() for v in found)
         return [(v / v.norm(dim=1, keepdim=True)).cpu().numpy() for v in rows]
 
     def scores(self, question:str, texts:Sequence[str]) -> np.ndarray:
         "MaxSim of the question with each text, shape (texts,)."
+        if len({*self.known, *texts}) > self.keep: self.known.clear()
         new = [t for t in dict.fromkeys(texts) if t not in self.known]
-        if len(self.known) + len(new) > self.keep: self.known.clear(); new = list(dict.fromkeys(texts))
         if new: self.known.update(zip(new, (v.astype("float16") for v in self.tokens(new))))
         return maxsim(self.tokens([question])[0], [self.known[t] for t in texts])
 
@@ -69,26 +66,26 @@ class CrossEncoderReranker:
         return self.model.predict([(question, t) for t in texts], show_progress_bar=False)
 
 # %% ../nbs/week1/05_rag_better.ipynb #32d4f3ef
-def load_reranker(name:str,      # an asset of the course, or a model's folder
-                 ) -> Reranker:
+def load_reranker(name:str):   # an asset of the course, or a model's folder; gives one of the two
     "A cross-encoder if the model has a classification head, else late interaction over its tokens."
     folder = Path(name) if Path(name).is_dir() else fetch(name)
-    kinds = json.loads((folder/"config.json").read_text(encoding="utf-8")).get("architectures") or [""]
-    return CrossEncoderReranker(folder) if kinds[0].endswith("ForSequenceClassification") else LateInteraction(folder)
+    config = json.loads((folder/"config.json").read_text(encoding="utf-8"))
+    classifies = "ForSequenceClassification" in str(config.get("architectures"))
+    return (CrossEncoderReranker if classifies else LateInteraction)(folder)
 
-# %% ../nbs/week1/05_rag_better.ipynb #61949425
+# %% ../nbs/week1/05_rag_better.ipynb #8525ea68
 def _unit(x:np.ndarray) -> np.ndarray:
     "To the range 0 to 1; all zero when all are equal."
     x = np.asarray(x, float)
     return (x - x.min()) / (x.max() - x.min()) if len(x) and x.max() > x.min() else np.zeros(len(x))
 
-# %% ../nbs/week1/05_rag_better.ipynb #8525ea68
 def rerank(question:str,
-           hits:Sequence,          # of a retriever, best first, each with `.chunk.indexed` and `.score`
-           reranker:Reranker,
+           hits:Sequence,          # best first, each with `.chunk.indexed` and `.score`
+           reranker,               # with `scores(question, texts)`, higher is better
            weight:float=1.0,       # of the reranker, 0 to 1; the rest is the retriever's
           ) -> list:               # the same hits with new scores, best first
-    "Order hits by a blend of both scores, each scaled to 0..1 over the hits. Ties keep their order."
+    "Order hits by a blend of both scores, each scaled to 0..1 over them. Ties keep their order."
     if not hits: return []
-    blend = (1 - weight) * _unit([h.score for h in hits]) + weight * _unit(reranker.scores(question, [h.chunk.indexed for h in hits]))
+    second = reranker.scores(question, [h.chunk.indexed for h in hits])
+    blend = (1 - weight) * _unit([h.score for h in hits]) + weight * _unit(second)
     return [replace(hits[i], score=float(blend[i])) for i in np.argsort(-blend, kind="stable")]

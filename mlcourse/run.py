@@ -5,80 +5,139 @@
 # %% ../nbs/lib/05_run.ipynb #9f674dbc
 from __future__ import annotations
 import ast, hashlib, json, math, os, re, shutil, signal, sys, tempfile, threading, time
-from collections import Counter, deque
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from importlib.util import find_spec
 from pathlib import Path, PurePath
 from queue import Empty, SimpleQueue
-from typing import Any, Callable
-from .course import course_key, find_course, find_notebooks, read_notebook
-from .files import CourseError, UsageError, locked, read_json, write_atomic
-from .record import commit, harvest, machine, versions
+from typing import Any
+import psutil
+from fastcore.basics import nested_idx
+from .course import code_tree, course_key, find_course, find_notebooks, read_notebook
+from .files import (CourseError, UsageError, digest, duration, locked, markdown_table,
+                            read_json, write_atomic, write_json)
+from .record import (Metric, commit, distributions, harvest, high_water, machine, score,
+                             versions)
 from .tier import find_cards, resolve
 
 # %% auto #0
-__all__ = ['VRAM', 'NOT_INHERITED', 'ANSI', 'COLOURS', 'TIMEOUT', 'GRACE', 'RunError', 'Interrupted', 'parameter_names',
-           'parse_params', 'package_digest', 'run_key', 'Job', 'high_water', 'register_engine', 'kernel_env', 'clean',
-           'raising_line', 'late', 'why_dead', 'execute', 'entry', 'load_report', 'duration', 'target', 'summary',
-           'is_ok', 'tables', 'report_md', 'print_card', 'shown_path', 'select', 'prepare', 'signals_to', 'sole_run',
-           'Progress', 'run_course', 'out_path', 'lost', 'run_jobs']
+__all__ = ['ANSI', 'COLOURS', 'TIMEOUT', 'Interrupted', 'parameter_names', 'parse_params', 'mentions', 'data_files', 'inputs',
+           'run_key', 'needs', 'Job', 'kernel_client', 'register_engine', 'kernel_env', 'clean', 'raising_line', 'late',
+           'why_dead', 'execute', 'entry', 'load_report', 'summary', 'is_ok', 'tables', 'report_md', 'print_card',
+           'shown_path', 'select', 'prepare', 'makers_first', 'signals_to', 'sole_run', 'RunBars', 'run_course',
+           'out_path', 'CourseRun', 'lost']
 
 # %% ../nbs/lib/05_run.ipynb #5100c31f
-class RunError(CourseError):
-    "The run cannot go on; the message is a sentence for people."
-
 class Interrupted(KeyboardInterrupt):
     "The run was stopped by Ctrl-C or by a signal, after the report was written."
-    def __init__(self, signum): super().__init__(signal.Signals(signum).name); self.exit_code = 128 + signum
+    def __init__(self, signum):
+        super().__init__(signal.Signals(signum).name)
+        self.exit_code = 128 + signum
 
 # %% ../nbs/lib/05_run.ipynb #6f2cc1a7
-def parameter_names(nb:dict,            # a notebook, as nbformat reads it
-                    name:str="it",      # what to call it in an error
-                   ) -> list[str]:      # in the order of the cell
-    "The names that a notebook's parameters cell sets. Raises `UsageError` unless there is exactly one such cell."
-    cells = [c for c in nb["cells"] if c["cell_type"] == "code" and "parameters" in c["metadata"].get("tags", [])]
+def parameter_names(nb:dict, name:str="it") -> list[str]:   # in the order of the cell
+    "What a notebook's parameters cell sets. Raises `UsageError` unless there is exactly one."
+    cells = [c["source"] for c in nb["cells"] if "parameters" in c["metadata"].get("tags", [])]
     if len(cells) != 1:
-        raise UsageError(f"{name} has {len(cells) or 'no'} cell{'s' * (len(cells) > 1)} tagged `parameters` and needs exactly one. "
-                         "In JupyterLab open the property inspector (the cogs on the right) and edit the cell's tags.")
-    try: body = ast.parse(cells[0]["source"]).body
-    except SyntaxError as e: raise UsageError(f"The parameters cell of {name} is not plain Python: {e.msg}, line {e.lineno}.") from e
-    targets = [t for s in body for t in (s.targets if isinstance(s, ast.Assign) else [s.target] if isinstance(s, ast.AnnAssign) else [])]
-    return [t.id for t in targets if isinstance(t, ast.Name)]
+        raise UsageError(f"{name} has {len(cells) or 'no'} cell{'s' * (len(cells) > 1)} tagged "
+                         "`parameters` and needs exactly one. In JupyterLab open the property "
+                         "inspector (the cogs on the right) and edit the cell's tags.")
+    try: tree = ast.parse(cells[0])
+    except SyntaxError as e:
+        raise UsageError(f"The parameters cell of {name} is not plain Python: {e.msg}, "
+                         f"line {e.lineno}.") from e
+    names = (node for node in ast.walk(tree) if isinstance(node, ast.Name))
+    return [n.id for n in names if isinstance(n.ctx, ast.Store)]
 
 # %% ../nbs/lib/05_run.ipynb #a8880e32
-def parse_params(pairs:list[str],   # such as `["steps=10", "lr=3e-4", "model=phi"]`
-                ) -> dict[str,Any]: # numbers, booleans, None and lists where the text reads as one, else text
-    "Read `name=value` pairs. Raises `UsageError` for anything else."
+def parse_params(pairs:list[str]) -> dict[str,Any]:   # numbers, lists, … where a text reads as one
+    "Read pairs such as `steps=10` or `model=phi`. Raises `UsageError` for anything else."
     found = {}
     for pair in pairs:
         name, sep, text = pair.partition("=")
-        if not sep or not name.isidentifier(): raise UsageError(f"A parameter is given as -p name=value, and {pair!r} is not.")
+        if not sep or not name.isidentifier():
+            raise UsageError(f"A parameter is given as -p name=value, and {pair!r} is not.")
         found[name] = text
-        for read in (json.loads, ast.literal_eval):
-            try: found[name] = read(text); break
-            except (ValueError, SyntaxError, MemoryError, RecursionError): continue
+        for read in (ast.literal_eval, json.loads):   # the last one that can has the word
+            with suppress(ValueError, SyntaxError): found[name] = read(text)
     return found
 
 # %% ../nbs/lib/05_run.ipynb #7166a641
-@cache
-def package_digest() -> str:   # hexadecimal
-    "SHA-256 of everything in the `mlcourse` package, shipped data included."
-    import mlcourse
-    digest, base = hashlib.sha256(), Path(mlcourse.__file__).parent
-    for file in sorted(p for p in base.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
-        digest.update(f"{file.relative_to(base).as_posix()}\n{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
-    return digest.hexdigest()
+_GENERATED = ("__init__", "_modidx")   # written by nbdev; no notebook shows what they hold
+_KERNEL = ("papermill", "nbclient", "ipykernel")   # what runs every notebook, imported or not
+_BY_NAME = ("import_module", "__import__")
 
-def run_key(nb:dict,             # the notebook's source
-            params:dict,         # what is passed to it
-            tier:str,            # the tier it runs on
-           ) -> str:             # hexadecimal
-    "The digest of everything that a run of this notebook depends on."
+@cache
+def mentions(source:str) -> tuple[set[str], set[str]]:   # dotted names of imports, and its strings
+    "What a module or a cell names; `mlcourse.*` stands for any module of the course."
+    tree, names, strings = code_tree(source), set(), set()
+    for node in ast.walk(tree) if tree else ():
+        match node:
+            case ast.Import(): names.update(a.name for a in node.names)
+            case ast.ImportFrom():
+                base = ("mlcourse." * bool(node.level) + (node.module or "")).rstrip(".")
+                names.update([base], (f"{base}.{a.name}" for a in node.names))
+            case ast.Call(func=ast.Name(id=f) | ast.Attribute(attr=f), args=args) if f in _BY_NAME:
+                literal = args and isinstance(args[0], ast.Constant)
+                names.add(args[0].value if literal else "mlcourse.*")
+            case ast.Name(id="lessons"): names.add("mlcourse.course.lessons")
+            case ast.Constant(value=str(text)):
+                strings.add(text)
+                names.update(re.findall(r"\bmlcourse\.[a-z]\w*", text))
+            case ast.BinOp(op=ast.Div(), right=ast.Constant(value="data")): strings.add("data/")
+    return names if tree else {"mlcourse.*"}, strings
+
+# %% ../nbs/lib/05_run.ipynb #938a800f
+def data_files(strings:set[str], data:Path) -> set[Path]:   # files and folders
+    "What these strings name of the course's data."
+    literal = re.compile(r"(?:(?:mlcourse/)?data/)?(\w[\w.-]*(?:/\w[\w.-]*)*)/?")
+    found = {data/m[1] for m in map(literal.fullmatch, strings) if m and (data/m[1]).exists()}
+    return found or ({data} if "data/" in strings else set())
+
+def inputs(nb:dict, package:Path|None=None) -> dict[str, Any]:   # SHA-256 of files, and versions
+    "What the code of a notebook depends on, beside itself."
+    package = package or Path(find_spec("mlcourse").origin).parent
+    known = {p.stem: p for p in package.glob("*.py") if p.stem not in _GENERATED}
+    todo = [c["source"] for c in nb["cells"] if c["cell_type"] == "code"]
+    modules, imported, files = set(), set(), set()
+    while todo:
+        names, strings = mentions(todo.pop())
+        imported |= {name.partition(".")[0] for name in names} - {"mlcourse"}
+        files |= data_files(strings, package/"data")
+        if "mlcourse.course.lessons" in names: files |= {package.parent/"nbs"}
+        near = {name.split(".")[1] for name in names if name.startswith("mlcourse.")}
+        if "data" in near: files |= {package/"data"}
+        new = (known.keys() if "*" in near else known.keys() & near) - modules
+        todo += [known[module].read_text(encoding="utf-8") for module in new]
+        modules |= new
+    files |= {known[module] for module in modules}
+    used = {d for name in imported for d in distributions().get(name, ())}
+    return dict(versions=versions(sorted(used.union(_KERNEL))),
+                files={f.relative_to(package.parent).as_posix(): digest(f)
+                       for f in sorted(files) if f.exists()})
+
+def run_key(nb:dict, params:dict, tier:str, outputs:Path|None=None, package:Path|None=None) -> str:
+    "The digest of all that a run depends on; of artefacts only with `outputs`, where they lie."
     cells = [(c["cell_type"], c["source"], c["metadata"].get("tags", [])) for c in nb["cells"]]
-    inputs = [cells, params, tier, package_digest(), versions()]
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=repr).encode()).hexdigest()
+    wanted = [f"{lesson}/{name}" for lesson, name in (needs(nb) if outputs else ())]
+    things = {name: digest(outputs/name) for name in wanted if (outputs/name).exists()}
+    parts = [cells, params, tier, inputs(nb, package), things]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=repr).encode()).hexdigest()
+
+def needs(nb:dict) -> list[tuple[str, str]]:   # lesson, and what it leaves
+    "What a notebook takes from earlier lessons: its calls of `artifact` with two literals."
+    found = {}
+    for source in (c["source"] for c in nb["cells"] if "artifact(" in c["source"]):
+        for node in ast.walk(code_tree(source) or ast.Module()):
+            match node:
+                case ast.Call(ast.Name("artifact"), [ast.Constant(lesson), ast.Constant(name)]):
+                    found[lesson, name] = None
+    return list(found)
 
 # %% ../nbs/lib/05_run.ipynb #c520afce
 @dataclass(eq=False)
@@ -88,71 +147,86 @@ class Job:
     name: str                        # its path in the report
     nb: dict                         # its source, as nbformat reads it
     params: dict                     # what papermill injects
-    key: str                         # see `run_key`
     limit: float = math.inf          # seconds for the whole notebook
     env: dict = field(default_factory=dict)            # the kernel's environment
+    makers: list = field(default_factory=list)         # jobs of this run that leave what it needs
+    key: str = ""                    # see `run_key`; known when its turn comes
     tell: Callable = lambda *event: None               # called with ("cell", job) as cells start
-    cell: int | None = None          # index of the cell that runs, in the source; None before the first
+    cell: int | None = None          # index of the cell that runs, in the source
     executed: dict | None = None     # the notebook with its outputs
     peak_rss: int = 0                # bytes, kernel and children
     peak_vram: int | None = None     # bytes that torch reserved on its cards; None without CUDA
     returncode: int | None = None    # of a kernel that died
-    last_words: list = field(default_factory=list)     # lines that the kernel printed outside of cells
+    last_words: list = field(default_factory=list)     # what the kernel printed outside of cells
     timed_out: bool = False          # the limit was passed
     stopped: bool = False            # the whole run was stopped
-    killed_at: float | None = None   # clock reading when either came to pass
+    killed_at: float = math.inf      # clock reading when either came to pass
     km: Any = None                   # jupyter's kernel manager, once there is one
-    family: set = field(default_factory=set)           # every process seen: the kernel, its children, theirs
+    family: set = field(default_factory=set)           # every process seen, of the whole tree
     finished: threading.Event = field(default_factory=threading.Event)
 
+    def __post_init__(self):
+        self.lesson = "/".join(self.path.with_suffix("").parts[-2:])   # such as `week2/02_qlora`
+        self.needs = [need for need in needs(self.nb) if need[0] != self.lesson]
+        self.index = {c.id: i for i, c in enumerate(self.nb.cells)}
+
     @property
-    def pid(self) -> int|None:
-        "The kernel's process, which leads a group of its own."
+    def pid(self) -> int|None:   # of the kernel, which leads a group of its own
         return getattr(getattr(self.km, "provisioner", None), "pid", None)
 
-    def sample(self):
-        "Note the processes and the memory of this moment."
-        import psutil
+    def sample(self):   # note the processes and the memory of this moment
         if self.pid is None: return
         rss = 0
         try: family = [kernel := psutil.Process(self.pid), *kernel.children(recursive=True)]
         except psutil.Error: return
+        self.family.update(family)
         for p in family:
-            self.family.add(p)
-            try: rss += p.memory_info().rss
-            except psutil.Error: continue   # it ended in this moment
+            with suppress(psutil.Error): rss += p.memory_info().rss   # it may end in this moment
         self.peak_rss = max(self.peak_rss, rss, high_water(self.pid))
 
-    def kill(self):
-        "End the kernel's process group, and whatever left it."
-        import psutil
+    def kill(self):   # the kernel's process group, and whatever left it
         self.sample()
         if self.pid and hasattr(os, "killpg"):
-            try: os.killpg(self.pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError): pass   # nobody is left in it
-        for p in self.family:   # a psutil process knows its start time, so a number that was given out again is safe
-            try: p.kill()
-            except psutil.Error: pass
+            with suppress(ProcessLookupError, PermissionError): os.killpg(self.pid, signal.SIGKILL)
+        for p in self.family:   # psutil knows their start times: no number is taken for another's
+            with suppress(psutil.Error): p.kill()
 
     def watch(self, interval:float=0.25):
-        "Sample until the notebook is finished, and kill it when it passes its limit or the run is stopped."
+        "Sample until the notebook is finished; kill it when it passes its limit or is stopped."
         deadline = time.monotonic() + self.limit
         while not self.finished.wait(interval):
             self.sample()
             if time.monotonic() > deadline: self.timed_out = True
             if self.timed_out or self.stopped:
-                self.killed_at = self.killed_at or time.monotonic()
+                self.killed_at = min(self.killed_at, time.monotonic())
                 self.kill()
 
-def high_water(pid:int) -> int:   # bytes; 0 where the system does not say
-    "The most memory that one process has held, which sampling would miss."
-    try: found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    except OSError: return 0
-    return int(found[1]) * 1024 if found else 0
+# %% ../nbs/lib/05_run.ipynb #c96952c2
+@cache
+def kernel_client() -> type:   # a subclass of jupyter_client's AsyncKernelClient
+    "A client of kernels that looks for messages every second, whether it was told of one or not."
+    from jupyter_client.asynchronous import AsyncKernelClient
+    from jupyter_client.channels import AsyncZMQSocketChannel
+    from traitlets import Type
+
+    class Channel(AsyncZMQSocketChannel):
+        async def get_msg(self, timeout=None):
+            end = math.inf if timeout is None else time.monotonic() + timeout
+            while True:
+                left = max(0, min(1, end - time.monotonic()))
+                try: return await super().get_msg(left)
+                except Empty:
+                    if time.monotonic() >= end: raise
+
+    class Client(AsyncKernelClient):
+        shell_channel_class, iopub_channel_class = Type(Channel), Type(Channel)
+
+    return Client
 
 # %% ../nbs/lib/05_run.ipynb #2124ba47
-VRAM = ("(lambda t: sum(map(t.cuda.max_memory_reserved, range(t.cuda.device_count()))) if t and t.cuda.is_initialized() else None)"
-        "(__import__('sys').modules.get('torch'))")
+_VRAM = """(lambda cuda: sum(map(cuda.max_memory_reserved, range(cuda.device_count())))
+           if cuda and cuda.is_initialized() else None
+          )(getattr(__import__('sys').modules.get('torch'), 'cuda', None))"""
 
 @cache
 def register_engine() -> str:   # the engine's name
@@ -167,33 +241,41 @@ def register_engine() -> str:   # the engine's name
     has_card = bool(find_cards())
 
     class Manager(AsyncKernelManager):
-        kernel_spec = KernelSpec(argv=make_ipkernel_cmd(), display_name="Python 3", language="python")
+        kernel_spec = KernelSpec(argv=make_ipkernel_cmd(), language="python")
+
+        def client(self, **options):
+            self.client_factory = kernel_client()
+            return super().client(**options)
 
     class Client(PapermillNotebookClient):
         def __init__(self, nb_man, job, folder):
-            super().__init__(nb_man, kernel_name="python3", timeout=None, startup_timeout=120, iopub_timeout=60, log=quiet)
-            self.job, self.folder, self.index = job, folder, {c.id: i for i, c in enumerate(job.nb.cells)}
+            super().__init__(nb_man, kernel_name="python3", timeout=None, startup_timeout=120,
+                             iopub_timeout=60, log=quiet)
+            self.job, self.folder = job, folder
 
         def create_kernel_manager(self):
-            sockets = sys.platform != "win32" and len(str(self.folder)) < 80   # the system limits a socket's path to some 100 bytes
-            where = dict(transport="ipc", ip=str(self.folder/"k")) if sockets else {}
-            self.km = self.job.km = Manager(kernel_name="python3", connection_file=str(self.folder/"kernel.json"), **where)
+            where = dict(kernel_name="python3", connection_file=str(self.folder/"kernel.json"))
+            if sys.platform != "win32" and len(str(self.folder)) < 80:   # a socket's path is short
+                where |= dict(transport="ipc", ip=str(self.folder/"k"))
+            self.km = self.job.km = Manager(**where)
             return self.km
 
         def execute_cell(self, cell, index, **kwargs):
-            self.job.cell = self.index.get(cell.id, self.job.cell)
+            self.job.cell = self.job.index.get(cell.id, self.job.cell)
             self.job.tell("cell", self.job)
             try: return super().execute_cell(cell, index, **kwargs)
             finally:
                 self.job.sample()
                 process = self.km.provisioner.process
                 self.job.returncode = process.poll() if process else None
-                if has_card and self.job.returncode is None and cell.cell_type == "code": self.ask_vram()
+                if has_card and self.job.returncode is None and cell.cell_type == "code":
+                    self.ask_vram()
 
         def ask_vram(self):
-            reply = self.wait_for_reply(self.kc.execute("", silent=True, user_expressions=dict(vram=VRAM)))
-            data = ((reply or {}).get("content", {}).get("user_expressions") or {}).get("vram", {}).get("data", {})
-            if (text := data.get("text/plain", "")).isdigit(): self.job.peak_vram = max(self.job.peak_vram or 0, int(text))
+            question = self.kc.execute("", silent=True, user_expressions=dict(answer=_VRAM))
+            path = ("content", "user_expressions", "answer", "data", "text/plain")
+            text = nested_idx(self.wait_for_reply(question), *path)
+            if text and text.isdigit(): self.job.peak_vram = max(self.job.peak_vram or 0, int(text))
 
     class JobEngine(Engine):
         @classmethod
@@ -203,7 +285,8 @@ def register_engine() -> str:   # the engine's name
             env = {**job.env, "IPYTHONDIR": str(folder/"ipython")}
             try:
                 with open(folder/"log", "wb") as log:
-                    Client(nb_man, job, folder).execute(env=env, cwd=str(job.path.parent), stdout=log, stderr=log)
+                    client = Client(nb_man, job, folder)
+                    client.execute(env=env, cwd=str(job.path.parent), stdout=log, stderr=log)
             finally:
                 job.last_words = (folder/"log").read_text(errors="replace").split("\n")
                 shutil.rmtree(folder, ignore_errors=True)
@@ -212,17 +295,16 @@ def register_engine() -> str:   # the engine's name
     return "mlcourse"
 
 # %% ../nbs/lib/05_run.ipynb #21e681d8
-NOT_INHERITED = ("MLCOURSE_TIER", "MLCOURSE_EXERCISES", "MLCOURSE_OUT", "MPLBACKEND", "JPY_PARENT_PID", "JPY_SESSION_NAME")
+_NOT_INHERITED = ("MLCOURSE_TIER", "MLCOURSE_EXERCISES", "MLCOURSE_OUT", "MPLBACKEND",
+                 "JPY_PARENT_PID", "JPY_SESSION_NAME")
 
-def kernel_env(path:Path,        # the notebook
-               tier:str,         # the tier it runs on
-               out:Path,         # the run's folder
-               jobs:int=1,       # kernels at a time; more than one share the cores
-              ) -> dict[str,str]:
-    "The environment for a notebook's kernel."
-    env = {k: v for k, v in os.environ.items() if k not in NOT_INHERITED}
-    env |= dict(MLCOURSE_OUT=str(out/"outputs"), TOKENIZERS_PARALLELISM="false", PYDEVD_DISABLE_FILE_VALIDATION="1")
-    env.setdefault("GOMP_SPINCOUNT", "10000")   # threads wait awake for tens of microseconds: less, and small steps take half as long again; much more, and a shared machine crawls
+def kernel_env(path:Path, tier:str, out:Path, jobs:int=1) -> dict[str,str]:
+    "The environment for a notebook's kernel; several kernels share the cores."
+    env = {k: v for k, v in os.environ.items() if k not in _NOT_INHERITED}
+    env |= dict(MLCOURSE_OUT=str(out/"outputs"), TOKENIZERS_PARALLELISM="false",
+                PYDEVD_DISABLE_FILE_VALIDATION="1")
+    # Threads that wait less slow small steps by half; that wait more, a machine that is shared.
+    env.setdefault("GOMP_SPINCOUNT", "10000")
     root = find_course(path.parent)
     if root and path.is_relative_to(root/"nbs"): env["MLCOURSE_EXERCISES"] = "verify"
     if tier == "tiny": env["HF_HUB_OFFLINE"] = "1"
@@ -230,122 +312,117 @@ def kernel_env(path:Path,        # the notebook
     return env
 
 # %% ../nbs/lib/05_run.ipynb #e17174ef
-ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 
-def clean(text:str, limit:int=2000) -> str:
-    "`text` without colour codes, cut at `limit` characters."
+def clean(text:str, limit:int=2000) -> str:   # without colour codes, cut at `limit` characters
     text = ANSI.sub("", str(text)).strip()
     return text if len(text) <= limit else text[:limit] + " …"
 
 def raising_line(traceback:list[str]) -> str:
     "The line that an error came from, for one that says nothing, such as a bare `assert`."
-    lines = [line for part in traceback for line in ANSI.sub("", part).split("\n") if re.match(r"-+> *\d+ ", line)]
-    return re.sub(r"^-+> *\d+ +", "", lines[-1]).strip() if lines else ""
+    lines = re.findall(r"^-+> *\d+ +(.*)$", ANSI.sub("", "\n".join(traceback)), re.M)
+    return lines[-1].strip() if lines else ""
 
-def late(job:Job) -> str: return f"The notebook ran past its limit of {job.limit:g} s, and was killed."
+def late(job:Job) -> dict:   # the error of a notebook that took too long
+    message = f"The notebook ran past its limit of {job.limit:g} s, and was killed."
+    return dict(cell=job.cell, type="Timeout", message=message)
 
-def why_dead(job:Job) -> str:
-    "The sentence about a kernel that died."
+def why_dead(job:Job) -> str:   # the sentence about a kernel that died
     code, said = job.returncode, [line for line in job.last_words if line.strip()]
     if code is None: what = "The kernel did not start"
     elif code >= 0: what = f"The kernel ended by itself with exit code {code}"
     else: what = f"The kernel was killed by {signal.Signals(-code).name}"
     if code == -signal.SIGKILL: what += ", which is what the system does when memory runs out"
-    last = next((line for line in said if line.startswith("Fatal Python error")), said[-1] if said else "")
+    fatal = [line for line in said if line.startswith("Fatal Python error")]
+    last = (fatal[:1] or said[-1:] or [""])[0]
     return what + (f". Its last words: {clean(last, 300)}" if last else ".")
 
-# %% ../nbs/lib/05_run.ipynb #6011857f
 def execute(job:Job) -> dict:   # its entry for the report
-    "Run one notebook to its end, whatever that is. To be called in a thread that has no running event loop."
+    "Run one notebook to its end, whatever that is. Needs a thread without a running event loop."
     import papermill
     from nbformat.v4 import new_output
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
-    start, error, where = time.monotonic(), None, {c.id: i for i, c in enumerate(job.nb.cells)}
+    start, error = time.monotonic(), None
     watcher = threading.Thread(target=job.watch, daemon=True)
     watcher.start()
     try:
-        papermill.execute_notebook(job.nb, None, parameters=job.params, engine_name=register_engine(), kernel_name="python3",
-                                   language="python", progress_bar=False, job=job)
+        papermill.execute_notebook(job.nb, None, parameters=job.params, kernel_name="python3",
+                                   language="python", progress_bar=False,
+                                   engine_name=register_engine(), job=job)
         if job.executed.metadata.papermill.get("exception"):
-            error = dict(cell=job.cell, type="SystemExit", message="The notebook ended itself; the cells after this one did not run.")
+            message = "The notebook ended itself; the cells after this one did not run."
+            error = dict(cell=job.cell, type="SystemExit", message=message)
     except PapermillExecutionError as e:
         cell = job.executed.cells[e.cell_index + 2]   # papermill has put two notes in front of it
-        error = dict(cell=where.get(cell.id, job.cell), type=e.ename, message=clean(e.evalue) or raising_line(e.traceback))
-    except DeadKernelError: error = dict(cell=job.cell, type="DeadKernel", message=why_dead(job))
+        error = dict(cell=job.index.get(cell.id, job.cell), type=e.ename,
+                     message=clean(e.evalue) or raising_line(e.traceback))
     except Exception as e:   # whatever it is, it belongs to this notebook, and the others go on
-        dead = job.cell is None and isinstance(e, RuntimeError)
-        error = dict(cell=job.cell, type=type(e).__name__, message=why_dead(job) if dead else clean(e))
+        died = isinstance(e, DeadKernelError) or job.cell is None and isinstance(e, RuntimeError)
+        error = dict(cell=job.cell, type="DeadKernel" if died else type(e).__name__,
+                     message=why_dead(job) if died else clean(e))
     finally:
         job.finished.set()
         watcher.join()
         job.kill()
-    status = "ok" if error is None else "skipped" if job.stopped else "timeout" if job.timed_out else "failed"
-    if status == "timeout":
-        error |= dict(type="Timeout", message=late(job))
-    if status == "skipped": error = None
-    elif error and error["type"] in ("Timeout", "DeadKernel"):   # an exception shows itself in the notebook, these do not
+    if job.stopped and error: return entry(job)
+    if job.timed_out and error: error |= late(job)
+    if error and error["type"] in ("Timeout", "DeadKernel"):   # these show nothing in the notebook
+        said = new_output("stream", name="stderr", text=error["message"] + "\n")
         for c in job.executed.cells if job.executed else ():
-            if where.get(c.get("id")) == error["cell"] and c.cell_type == "code":
-                c.outputs.append(new_output("stream", name="stderr", text=error["message"] + "\n"))
-    if error and error["cell"] is not None: error["source"] = job.nb.cells[error["cell"]].source.strip().split("\n")[0][:100]
-    mib = lambda n: None if n is None else round(n / 2**20, 1)
-    return dict(entry(job), status=status, seconds=round(time.monotonic() - start, 2), peak_rss_mb=mib(job.peak_rss or None),
-                peak_vram_mb=mib(job.peak_vram), error=error, metrics=harvest(job.executed) if job.executed else {})
+            if c.cell_type == "code" and job.index.get(c.get("id")) == error["cell"]:
+                c.outputs.append(said)
+    if error and error["cell"] is not None:
+        error["source"] = job.nb.cells[error["cell"]].source.strip().split("\n")[0][:100]
+    status = "ok" if error is None else "timeout" if job.timed_out else "failed"
+    def mib(n): return n and round(n / 2**20, 1)
+    return dict(entry(job, status, error), seconds=round(time.monotonic() - start, 2),
+                peak_rss_mb=mib(job.peak_rss or None), peak_vram_mb=mib(job.peak_vram),
+                metrics=harvest(job.executed) if job.executed else {})
 
-def entry(job:Job) -> dict:
+def entry(job:Job, status:str="skipped", error:dict|None=None) -> dict:
     "The report's entry for a notebook that has not run."
-    return dict(path=job.name, status="skipped", seconds=None, peak_rss_mb=None, peak_vram_mb=None, error=None, metrics={}, key=job.key)
+    return dict(path=job.name, status=status, seconds=None, peak_rss_mb=None, peak_vram_mb=None,
+                error=error, metrics={}, key=job.key)
 
 # %% ../nbs/lib/05_run.ipynb #e191479f
-def load_report(path:Path,         # `OUT/report.json`
-               ) -> tuple[dict|None,str]: # the report or None, and a sentence when a bad one was set aside
+def load_report(path:Path) -> tuple[dict|None,str]:   # and a sentence when it was set aside
     "Read an earlier report; one that is cut or not a report is renamed."
-    def ok(report):
-        rows = report.get("notebooks") if isinstance(report, dict) else None
-        return isinstance(rows, list) and all(isinstance(r, dict) and {"path", "status"} <= r.keys() for r in rows)
+    def ok(value): return isinstance(value, dict) and isinstance(value.get("notebooks"), list)
     report, aside = read_json(path, ok)
-    return report, f"The old report could not be read. It was set aside as {aside}, and every notebook runs again." if aside else ""
+    note = f"The old report, kept as {aside}, could not be read: every notebook runs again."
+    return report, note if aside else ""
 
 # %% ../nbs/lib/05_run.ipynb #b8ff986f
-def duration(seconds:float|None) -> str:
-    "Seconds as people say them."
-    if seconds is None: return ""
-    if seconds < 100: return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
-
-def target(metric:dict) -> str:
-    "A metric's bounds, in words."
-    bounds = (("at least", metric["at_least"]), ("at most", metric["at_most"]))
-    return ", ".join(f"{word} {limit:g}" for word, limit in bounds if limit is not None)
-
 def summary(report:dict) -> str:
     "The report in one sentence."
     rows = report["notebooks"]
     counts, resumed = Counter(r["status"] for r in rows), sum(bool(r.get("resumed")) for r in rows)
-    words = dict(failed="failed", timeout="timed out", skipped="did not run")
-    parts = [f"{counts['ok']} of {len(rows)} notebooks ok" + f" ({resumed} from an earlier run)" * bool(resumed)]
-    parts += [f"{counts[k]} {word}" for k, word in words.items() if counts[k]]
-    missed = sum(not m["ok"] for r in rows for m in r["metrics"].values())
-    parts += [f"{missed} metric{'s' * (missed > 1)} missed the target"] * bool(missed)
+    counts["missed"] = sum(not m["ok"] for r in rows for m in r["metrics"].values())
+    words = dict(failed="failed", timeout="timed out", skipped="did not run", missed="off target")
+    parts = [f"{counts['ok']} of {len(rows)} notebooks ok"]
+    if resumed: parts[0] += f" ({resumed} from an earlier run)"
+    parts += [f"{counts[status]} {word}" for status, word in words.items() if counts[status]]
     return f"Tier {report['tier']}: {', '.join(parts)}, in {duration(report['seconds'])}."
 
-def is_ok(report:dict) -> bool:
-    "Did every notebook run to its end?"
+def is_ok(report:dict) -> bool:   # did every notebook run to its end?
     return all(r["status"] == "ok" for r in report["notebooks"])
 
 def tables(report:dict) -> list[tuple[str,list,list]]:   # title, column names, rows of text
     "What the report card shows: notebooks, metrics, errors."
-    mb = lambda value: "" if value is None else f"{value:,.0f}"
+    def mib(value): return "" if value is None else f"{value:,.0f}"
     books, metrics, errors = [], [], []
     for r in report["notebooks"]:
+        path, error, peaks = r["path"], r["error"], (r["peak_rss_mb"], r["peak_vram_mb"])
         status = r["status"] + " (resumed)" * bool(r.get("resumed"))
-        books.append([r["path"], status, duration(r["seconds"]), mb(r["peak_rss_mb"]), mb(r["peak_vram_mb"])])
+        books.append([path, status, duration(r["seconds"]), *map(mib, peaks)])
         for name, m in r["metrics"].items():
-            verdict = "MISSED" if not m["ok"] else "ok" if target(m) else ""
-            metrics.append([r["path"], name, f"{float(m['value']):.4g}", target(m), verdict])
-        if e := r["error"]: errors.append([r["path"], "" if e["cell"] is None else str(e["cell"]), f"{e['type']}: {e['message']}"])
+            m = Metric(name, float(m["value"]), m["at_least"], m["at_most"])
+            verdict = "MISSED" if not m.ok else "ok" if m.target else ""
+            metrics.append([path, name, f"{m.value:.4g}", m.target, verdict])
+        if error:
+            cell = "" if error["cell"] is None else str(error["cell"])
+            errors.append([path, cell, f"{error['type']}: {error['message']}"])
     return [("Notebooks", ["notebook", "status", "time", "peak RSS, MiB", "peak VRAM, MiB"], books),
             ("Metrics", ["notebook", "metric", "value", "target", ""], metrics),
             ("Errors", ["notebook", "cell", "error"], errors)]
@@ -353,71 +430,103 @@ def tables(report:dict) -> list[tuple[str,list,list]]:   # title, column names, 
 # %% ../nbs/lib/05_run.ipynb #17d20023
 def report_md(report:dict) -> str:
     "The report card as markdown."
-    def row(cells): return "| " + " | ".join(c.replace("|", "\\|").replace("\n", "<br>") for c in cells) + " |"
     m = report["machine"]
     cards = ", ".join(c["name"] for c in m["cards"]) or "no NVIDIA card"
+    speed = [f"{when} {number}" for when, number in (m.get("score") or {}).items()]
     parts = ["# Report card", summary(report),
-             f"Commit {report['commit'] or 'unknown'}, started {report['started']}, on {m['system']} with {m['cores']} cores, "
-             f"{m['ram_gib']} GiB and {cards}. Versions: " + ", ".join(f"{k} {v}" for k, v in report["versions"].items()) + "."]
+             f"Commit {report['commit'] or 'unknown'}, started {report['started']}, "
+             f"on {m['system']} with {m['cores']} cores, {m['ram_gib']} GiB and {cards}. "
+             f"Its score: {', '.join(speed) or 'not taken'}.",
+             "Versions: " + ", ".join(f"{k} {v}" for k, v in report["versions"].items()) + "."]
     for title, names, rows in tables(report):
-        if rows: parts += [f"## {title}", "\n".join([row(names), row(["---"] * len(names)), *map(row, rows)])]
+        if rows: parts += [f"## {title}", markdown_table(names, rows)]
     return "\n\n".join(parts) + "\n"
 
 COLOURS = dict(ok="green", failed="red", timeout="red", skipped="yellow", MISSED="red")
 
-def print_card(report:dict, console=None):
+def print_card(report:dict, console):
     "The report card in the terminal."
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
-    console = console or Console()
     for title, names, rows in tables(report):
         if not rows: continue
         grid = Table(title=title, title_justify="left", title_style="bold")
-        for n in names: grid.add_column(n, overflow="fold", justify="right" if n in ("time", "value") or "peak" in n else "left")
+        for n in names:
+            right = n in ("time", "value") or "peak" in n
+            grid.add_column(n, overflow="fold", justify="right" if right else "left")
         for cells in rows: grid.add_row(*(Text(c, COLOURS.get(c.split(" ")[0], "")) for c in cells))
         console.print(grid)
-    console.print(summary(report), style="green" if is_ok(report) else "red", markup=False, highlight=False, soft_wrap=True)
+    _say(console, summary(report), "green" if is_ok(report) else "red")
+
+def _say(console, text:str, style:str=""): console.out(text, style=style, highlight=False)
 
 # %% ../nbs/lib/05_run.ipynb #9d930d5b
 TIMEOUT = {"tiny": 600, "12gb": 6 * 3600, "16gb": 6 * 3600}   # seconds for one notebook
 
-def shown_path(path:Path) -> str:   # relative to the course, else to the current folder, else absolute
+def shown_path(path:Path) -> str:   # relative to the course, else to here, else absolute
     "How the report calls a notebook."
-    base = next((b for b in (find_course(path.parent), Path.cwd()) if b and path.is_relative_to(b)), None)
-    return (path.relative_to(base) if base else path).as_posix()
+    for base in (find_course(path.parent), Path.cwd()):
+        if base and path.is_relative_to(base): return path.relative_to(base).as_posix()
+    return path.as_posix()
 
 def select(paths:list|None) -> list[Path]:   # absolute, in course order, each once
-    "The notebooks that `paths` mean; those of the course when there are none. Raises `UsageError`."
+    "The notebooks that `paths` mean; those of the course without. Raises `UsageError`."
     found = set()
     if not paths and find_course() is None:
-        raise UsageError("There is no course in this folder. Go to the folder of the repository, or name the notebooks to run.")
+        raise UsageError("There is no course in this folder. Go to the folder of the repository, "
+                         "or name the notebooks to run.")
     for p in paths or [find_course()]:
         path = Path(p).expanduser().resolve()
         if path.is_dir(): some = find_notebooks(path)
-        elif not path.exists(): raise UsageError(f"There is nothing at {p}. Give the path of a notebook or of a folder with notebooks.")
-        else: some = [path] if path.suffix == ".ipynb" else []
-        if not some: raise UsageError(f"{p} is not a notebook (.ipynb), nor a folder with notebooks in it.")
+        elif path.exists(): some = [path] if path.suffix == ".ipynb" else []
+        else: raise UsageError(f"There is nothing at {p}. Name a notebook, or a folder with some.")
+        if not some: raise UsageError(f"{p} is not a notebook (.ipynb), nor a folder with some.")
         found.update(map(Path.resolve, some))
     return sorted(found, key=lambda p: (course_key(PurePath(shown_path(p))), p))
 
-def prepare(paths:list|None, tier:str, out:Path, jobs:int, timeout:float|None, params:dict) -> list[Job]:
+def prepare(paths, tier:str, out:Path, jobs:int, timeout, params:dict) -> list[Job]:   # in order
     "Check everything that can be checked before a kernel starts. Raises `UsageError`."
     if jobs < 1: raise UsageError(f"At least one notebook runs at a time, and jobs is {jobs}.")
-    if timeout is not None and timeout < 0: raise UsageError("A timeout is a number of seconds; 0 means no limit.")
-    if "tier" in params: raise UsageError("The tier has an option of its own: use --tier instead of -p tier=….")
-    files = select(paths)
-    books = [(f, shown_path(f), read_notebook(f)) for f in files]
+    if timeout is not None and timeout < 0:
+        raise UsageError("A timeout is a number of seconds; 0 means no limit.")
+    if "tier" in params:
+        raise UsageError("The tier has an option of its own: use --tier instead of -p tier=….")
+    books = [(f, shown_path(f), read_notebook(f)) for f in select(paths)]
     known = {name: parameter_names(nb, name) for _, name, nb in books}
     if lost := sorted(set(params).difference(*known.values())):
-        names = sorted(set().union(*known.values()) - {"tier"})
-        raise UsageError(f"No notebook here has a parameter {', '.join(lost)}. Known: {', '.join(names) or 'only tier'}.")
+        names = ", ".join(sorted(set().union(*known.values()) - {"tier"}))
+        raise UsageError(f"No notebook here has a parameter {', '.join(lost)}. "
+                         f"Known: {names or 'only tier'}.")
     limit = (TIMEOUT[tier] if timeout is None else timeout) or math.inf
     todo = []
     for file, name, nb in books:
         own = {k: v for k, v in {"tier": tier, **params}.items() if k in known[name]}
-        todo.append(Job(file, name, nb, own, run_key(nb, own, tier), limit, kernel_env(file, tier, out, jobs)))
-    return todo
+        todo.append(Job(file, name, nb, own, limit, kernel_env(file, tier, out, jobs)))
+    return makers_first(todo, out/"outputs")
+
+# %% ../nbs/lib/05_run.ipynb #f05761b1
+def makers_first(todo:list[Job], outputs:Path) -> list[Job]:   # each after its `makers`
+    "Find out who makes what. Raises `UsageError` for a circle, or for a need that nobody fills."
+    for job in todo: job.makers = [other for other in todo if other.lesson in dict(job.needs)]
+    try: TopologicalSorter({job: job.makers for job in todo}).prepare()
+    except CycleError as e:
+        circle = ", which needs ".join(job.name for job in reversed(e.args[1]))
+        raise UsageError(f"None of these can run first: {circle}.") from e
+    for job in todo:
+        made = {maker.lesson for maker in job.makers}
+        for lesson, name in job.needs:
+            if lesson in made or (outputs/lesson/name).exists(): continue
+            first, root = job.path.parents[1]/f"{lesson}.ipynb", find_course(job.path.parent)
+            if root and not first.exists(): first = root/"nbs"/f"{lesson}.ipynb"
+            both = f"mlcourse run {shown_path(first)} {job.name}"
+            raise UsageError(f"{job.name} needs {name} of {lesson}, which is not in {outputs}. "
+                             f"Run that lesson first, or both: `{both}`.")
+    ordered = []
+    def add(job):
+        for maker in job.makers: add(maker)
+        if job not in ordered: ordered.append(job)
+    for job in todo: add(job)
+    return ordered
 
 # %% ../nbs/lib/05_run.ipynb #cdee95c8
 @contextmanager
@@ -426,154 +535,220 @@ def signals_to(tell:Callable):  # called with ("stop", signal number)
     before = {}
     def restore():
         while before: signal.signal(*before.popitem())
-    def stop(signum, frame): restore(); tell("stop", signum)
+    def stop(signum, frame):
+        restore()
+        tell("stop", signum)
     if threading.current_thread() is threading.main_thread():
-        for s in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-            if s not in before and signal.getsignal(s) not in (signal.SIG_IGN, None): before[s] = signal.signal(s, stop)
+        for s in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
+            if signal.getsignal(s) not in (signal.SIG_IGN, None): before[s] = signal.signal(s, stop)
     try: yield
     finally: restore()
 
-@contextmanager
-def sole_run(out:Path):
-    "Make the run's folder and keep other runs out of it. Raises `UsageError` or `RunError`."
-    busy = f"Another run is writing to {out}. Wait for it to end, or choose another folder with --out."
+def sole_run(out:Path):   # a context manager; raises `CourseError` for a second run
+    "Make the run's folder and keep other runs out of it. Raises `UsageError` where it cannot."
     try:
-        with locked(out/".run", timeout=0, busy=busy): yield
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
     except OSError as e:
-        raise UsageError(f"The folder {out} cannot be written: {e.strerror}. Choose another one with --out.") from e
+        raise UsageError(f"The folder {out} cannot be written: {e.strerror}. "
+                         "Choose another one with --out.") from e
+    busy = f"Another run is writing to {out}. Wait for its end, or choose another --out."
+    return locked(out/".run", timeout=0, busy=busy)
 
 # %% ../nbs/lib/05_run.ipynb #eb525a96
-class Progress:
-    "Bars over notebooks and cells in a terminal; elsewhere a line when a notebook starts and one when it ends."
+class RunBars:
+    "Bars over notebooks and cells in a terminal; elsewhere a line at a notebook's start and end."
     def __init__(self, todo:int, console):
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bars, TextColumn, TimeElapsedColumn
+        from rich import progress
         self.todo, self.console, self.started, self.tasks = todo, console, 0, {}
-        self.live = console.is_terminal and console.file.isatty()   # FORCE_COLOR alone makes no terminal
-        self.bars = Bars(TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                         console=console, transient=True, disable=not self.live)
+        self.live = console.is_terminal and console.file.isatty()   # not by FORCE_COLOR alone
+        self.bars = progress.Progress(
+            progress.TextColumn("{task.description}", markup=False), progress.BarColumn(),
+            progress.MofNCompleteColumn(), progress.TimeElapsedColumn(),
+            console=console, transient=True, disable=not self.live)
         self.total = self.bars.add_task("notebooks", total=todo)
-
-    def say(self, text:str, style:str=""): self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def start(self, job:Job):
         self.started += 1
         self.tasks[job] = self.bars.add_task(job.name, total=len(job.nb.cells))
-        if not self.live: self.say(f"[{self.started}/{self.todo}] {job.name} …")
+        if not self.live: _say(self.console, f"[{self.started}/{self.todo}] {job.name} …")
 
     def cell(self, job:Job):
         if job in self.tasks: self.bars.update(self.tasks[job], completed=job.cell or 0)
 
     def done(self, job:Job, result:dict):
-        self.bars.remove_task(self.tasks.pop(job))
+        if job in self.tasks: self.bars.remove_task(self.tasks.pop(job))
         self.bars.advance(self.total)
-        e = result["error"]
-        where = f"  cell {e['cell']}: {e['type']}: {e['message']}".split("\n")[0][:200] if e else ""
-        self.say(f"{result['status']:>7}  {job.name}  {duration(result['seconds'])}{where}", COLOURS[result["status"]])
+        status, why = "kept" if result.get("resumed") else result["status"], ""
+        if e := result["error"]:
+            where = "" if e["cell"] is None else f"cell {e['cell']}: "
+            why = f"  {where}{e['type']}: {e['message']}".split("\n")[0][:200]
+        line = f"{status:>7}  {job.name}  {duration(result['seconds'])}{why}"
+        _say(self.console, line, COLOURS[result["status"]])
 
 # %% ../nbs/lib/05_run.ipynb #310f6de3
 def run_course(paths:list|None=None,     # notebooks and folders; the whole course when None
-               tier:str="tiny",          # `tiny`, `12gb`, `16gb`, or `auto` for what this machine can hold
-               out:str|Path|None=None,   # folder for the results; `_run/<tier>` in the course when None
-               jobs:int=1,               # notebooks at a time, each in a kernel of its own; keep 1 on a GPU
+               tier:str="tiny",          # `tiny`, `12gb`, `16gb`, or `auto`: what fits here
+               out:str|Path|None=None,   # for the results; `_run/<tier>` in the course when None
+               jobs:int=1,               # notebooks at a time; keep 1 on a GPU
                resume:bool=False,        # keep what is already ok at the same inputs
-               timeout:float|None=None,  # seconds for one notebook; None: 10 min on tiny, 6 h above; 0: no limit
+               timeout:float|None=None,  # seconds for one; None: 10 min, above tiny 6 h; 0: none
                params:dict|None=None,    # parameters for the notebooks that know them
-               console=None,             # a rich console for the progress; this terminal's when None
-              ) -> dict:                 # the report, which also lies in `out` as report.json and report.md
-    "Run notebooks in course order. Raises `UsageError`, `RunError`, or `Interrupted` when it was stopped."
+               console=None,             # a rich console to show it on; this terminal's when None
+              ) -> dict:                 # the report, also in `out` as report.json and report.md
+    "Run notebooks in course order. Raises `CourseError`s, or `Interrupted` when it was stopped."
     from rich.console import Console
     tier = resolve(tier).tier
     out = Path(out or (find_course() or Path())/"_run"/tier).expanduser().resolve()
-    todo, started = prepare(paths, tier, out, jobs, timeout, params or {}), time.monotonic()
+    todo = prepare(paths, tier, out, jobs, timeout, params or {})
     with sole_run(out):
-        old, note = load_report(out/"report.json")
-        rows = {r["path"]: r for r in (old["notebooks"] + old.get("previous", []) if old else ())}
-        report = dict(tier=tier, commit=commit(find_course()), versions=versions(), machine=machine(), seconds=0.0, complete=False,
-                      started=datetime.now(timezone.utc).isoformat(timespec="seconds"), out=str(out), jobs=jobs, parameters=params or {})
-        results = {}
-        for job in todo:
-            was, here = rows.pop(job.name, {}), out_path(out, job.name)
-            kept = resume and was.get("status") == "ok" and was.get("key") == job.key and here.exists()
-            results[job.name] = dict(was, resumed=True) if kept else entry(job)
-
-        def save(complete=False):
-            report.update(seconds=round(time.monotonic() - started, 1), complete=complete, notebooks=list(results.values()),
-                          previous=list(rows.values()))   # entries of notebooks that were not asked for this time
-            try:
-                write_atomic(out/"report.json", json.dumps(report, indent=1, default=repr) + "\n")
-                write_atomic(out/"report.md", report_md(report))
-            except OSError as e:
-                raise RunError(f"The report in {out} could not be written: {e.strerror}. What is done is kept; "
-                               "make room and run again with --resume.") from e
-
-        save()
-        left = deque(job for job in todo if not results[job.name].get("resumed"))
-        progress = Progress(len(left), console or Console())
-        if note: progress.say(note, "yellow")
-        if len(left) < len(todo): progress.say(f"Already done at the same inputs, and kept: {len(todo) - len(left)} of {len(todo)}.")
-        stop = run_jobs(left, out, jobs, progress, results, save) if left else None
-        save(complete=stop is None)
+        run = CourseRun(todo, out, resume, console or Console(), tier=tier, jobs=jobs,
+                        parameters=params or {})
+        stop = run.go(jobs)
     if stop: raise Interrupted(stop)
-    return report
+    return run.report
 
-def out_path(out:Path, name:str) -> Path:
-    "Where an executed notebook lies."
-    return out/Path(*[p for p in PurePath(name).parts if p != PurePath(name).anchor])
+def out_path(out:Path, name:str) -> Path:   # where an executed notebook lies
+    return out/PurePath(name).relative_to(PurePath(name).anchor)
 
-GRACE = 30   # seconds that a thread has to come back after its kernel was killed
+# %% ../nbs/lib/05_run.ipynb #a7c7e140
+class CourseRun:
+    "What is to do, what was done before, and the report."
+    def __init__(self, todo:list[Job], out:Path, resume:bool, console, **about):
+        old, note = load_report(out/"report.json")
+        old = {"notebooks": [], **(old or {})}
+        self.todo, self.out, self.resume, self.console = todo, out, resume, console
+        self.before = {r["path"]: r for r in old["notebooks"] + old.get("previous", [])}
+        self.results = {job.name: entry(job) for job in todo}
+        self.started, now = time.monotonic(), datetime.now(timezone.utc)
+        self.report = dict(about, commit=commit(find_course()), versions=versions(), out=str(out),
+                           machine=machine(), started=now.isoformat(timespec="seconds"))
+        self.left = []
+        for job in todo:   # makers come first
+            if any(maker in self.left for maker in job.makers) or not self.kept(job):
+                self.left.append(job)
+        if note: _say(console, note, "yellow")
+        kept = len(todo) - len(self.left)
+        if kept: _say(console, f"Already done at the same inputs, and kept: {kept} of {len(todo)}.")
+        self.score = old.get("machine", {}).get("score")   # of the seconds that are kept
 
-def lost(job:Job) -> dict:
-    "The entry of a notebook whose thread did not come back."
-    job.finished.set()
-    if job.stopped: return entry(job)
-    return dict(entry(job), status="timeout", seconds=job.limit, error=dict(cell=job.cell, type="Timeout", message=late(job)))
+    def kept(self, job:Job) -> bool:
+        "Is it done at the same inputs, and still there? Then its entry is the earlier one."
+        outputs = self.out/"outputs"
+        job.key = run_key(job.nb, job.params, self.report["tier"], outputs)
+        was = self.before.pop(job.name, {})
+        wanted = {need for other in self.todo for need in other.needs if job in other.makers}
+        there = [out_path(self.out, job.name)]
+        there += [outputs/lesson/name for lesson, name in wanted if lesson == job.lesson]
+        same = was.get("status") == "ok" and was.get("key") == job.key
+        kept = self.resume and same and all(p.exists() for p in there)
+        if kept: self.results[job.name] = dict(was, resumed=True)
+        return kept
 
-def run_jobs(left:deque, out:Path, jobs:int, progress:Progress, results:dict, save:Callable) -> int|None: # the signal that stopped it
-    "Run what is `left`, `jobs` at a time; files each entry in `results` and calls `save`."
-    import nbformat
-    from jupyter_core.utils import ensure_event_loop
-    register_engine()
-    events, running, stop = SimpleQueue(), {}, None
-    tell = lambda *event: events.put(event)
+    def missing(self, job:Job) -> str:   # what it waits for in vain, in a sentence
+        for lesson, name in job.needs:
+            for maker in job.makers:
+                status = self.results[maker.name]["status"]
+                if maker.lesson == lesson and status != "ok":
+                    ended = "timed out" if status == "timeout" else "failed"
+                    return f"It needs {name} of {maker.name}, which {ended} in this run."
+            place = self.out/"outputs"/lesson/name
+            if not place.exists(): return f"It needs {place}, which {lesson} has not left there."
+        return ""
 
-    def work(job):
+    def save(self, complete:bool=False):
+        "Write the report as it is now. Raises `CourseError`."
+        self.report.update(seconds=round(time.monotonic() - self.started, 1), complete=complete,
+                           notebooks=list(self.results.values()),
+                           previous=list(self.before.values()))   # of notebooks not asked for now
+        self.report["machine"]["score"] = self.score
+        try:
+            write_json(self.out/"report.json", self.report)
+            write_atomic(self.out/"report.md", report_md(self.report))
+        except OSError as e:
+            raise CourseError(f"The report in {self.out} could not be written: {e.strerror}. "
+                              "What is done is kept; make room and run again with --resume.") from e
+
+    def file(self, job:Job, result:dict):   # take the entry of a job that is done
+        self.results[job.name] = result
+        self.bars.done(job, result)
+        self.save()
+
+    def next(self, running:dict) -> Job|None:   # None: all that are left wait for running ones
+        "The next job for a kernel; those before it that need none are filed."
+        for job in list(self.left):
+            if any(maker in self.left or maker in running for maker in job.makers): continue
+            self.left.remove(job)
+            if why := self.missing(job):
+                self.file(job, entry(job, "failed", dict(cell=None, type="Missing", message=why)))
+            elif not job.key and self.kept(job): self.file(job, self.results[job.name])
+            else: return job
+
+    def work(self, job:Job, tell:Callable):
+        "A thread's life: run the notebook, write it down, and say so."
+        import nbformat
+        from jupyter_core.utils import ensure_event_loop
         result = entry(job)
         try:
-            result = execute(job)
-            if result["status"] != "skipped" and job.executed: write_atomic(out_path(out, job.name), nbformat.writes(job.executed) + "\n")
-        except Exception as e:   # the loop below waits for an answer, whatever happens here
-            message = f"The executed notebook could not be written: {getattr(e, 'strerror', None) or e}."
-            result.update(status="failed", error=dict(cell=None, type=type(e).__name__, message=message))
+            result, place = execute(job), out_path(self.out, job.name)
+            if result["status"] != "skipped" and job.executed:
+                write_atomic(place, nbformat.writes(job.executed) + "\n")
+        except Exception as e:   # the loop waits for an answer, whatever happens here
+            why = f"The executed notebook could not be written: {getattr(e, 'strerror', 0) or e}."
+            result = entry(job, "failed", dict(cell=None, type=type(e).__name__, message=why))
         finally:
             ensure_event_loop().close()   # this thread's own
             tell("done", job, result)
 
-    with signals_to(tell), progress.bars:
-        try:
-            while running or (left and not stop):
-                while left and not stop and len(running) < jobs:
-                    job = left.popleft()
-                    job.tell, running[job] = tell, threading.Thread(target=work, args=(job,), daemon=True)
-                    progress.start(job)
-                    running[job].start()
-                try: kind, *what = events.get(timeout=5)
-                except Empty:
-                    for job in running:   # a kernel that was killed is noticed within a second; never wait for ever
-                        if job.killed_at and time.monotonic() - job.killed_at > GRACE: tell("done", job, lost(job))
-                    continue
-                if kind == "cell": progress.cell(*what)
-                elif kind == "done" and what[0] in running:
-                    job, results[job.name] = what[0], what[1]
-                    del running[job]
-                    progress.done(job, results[job.name])
-                    save()
-                elif kind == "stop":
-                    stop = what[0]
-                    progress.say("Stopping: the kernels are being ended.", "yellow")
-                    for job in running: job.stopped = True   # its watcher kills it
-        finally:
-            for job, thread in running.items():   # only after an error in this loop
-                job.stopped = True
-                job.kill()
-                thread.join(timeout=10)
-    return stop
+    def go(self, jobs:int) -> int|None:   # the signal that stopped it
+        "Run what is left, `jobs` at a time."
+        self.bars = RunBars(len(self.left), self.console)
+        self.save()
+        stop = None
+        if self.left:
+            self.score = dict(before=score())
+            stop = self._loop(jobs)
+            if not stop: self.score["after"] = score()
+        self.save(complete=stop is None)
+        return stop
+
+    def _loop(self, jobs:int) -> int|None:
+        register_engine()
+        events, running, stop = SimpleQueue(), {}, None
+        def tell(*event): events.put(event)
+        with signals_to(tell), self.bars.bars:
+            try:
+                while running or (self.left and not stop):
+                    while not stop and len(running) < jobs and (job := self.next(running)):
+                        thread = threading.Thread(target=self.work, args=(job, tell), daemon=True)
+                        job.tell, running[job] = tell, thread
+                        self.bars.start(job)
+                        thread.start()
+                    if not running: continue
+                    try: kind, *what = events.get(timeout=5)
+                    except Empty:   # a killed kernel is noticed soon; never wait for ever
+                        for job in running:
+                            if time.monotonic() - job.killed_at > _GRACE:
+                                tell("done", job, lost(job))
+                        continue
+                    if kind == "cell": self.bars.cell(*what)
+                    elif kind == "done" and what[0] in running:
+                        del running[what[0]]
+                        self.file(*what)
+                    elif kind == "stop":
+                        stop = what[0]
+                        _say(self.console, "Stopping: the kernels are being ended.", "yellow")
+                        for job in running: job.stopped = True   # its watcher kills it
+            finally:
+                for job, thread in running.items():   # only after an error in this loop
+                    job.stopped = True
+                    job.kill()
+                    thread.join(timeout=10)
+        return stop
+
+_GRACE = 30   # seconds that a thread has to come back after its kernel was killed
+
+def lost(job:Job) -> dict:   # the entry of a notebook whose thread did not come back
+    job.finished.set()
+    if job.stopped: return entry(job)
+    return dict(entry(job, "timeout", late(job)), seconds=job.limit)

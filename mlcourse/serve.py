@@ -15,17 +15,17 @@ __all__ = ['DemoError', 'listening', 'serve']
 # %% ../nbs/tools/08_serve.ipynb #9a44daa4
 class DemoError(CourseError):
     "A demo cannot start; the message says what to do."
-    exit_code = 1
 
 @contextmanager
 def listening(port:int=7860,         # 0 for any free one
              ) -> Iterator[socket.socket]:   # bound to 127.0.0.1, and listening
-    "Hold a port of the loopback address while the block runs. Raises `DemoError` if it cannot be had."
+    "Hold a port of the loopback address while the block runs. Raises `DemoError` if it is taken."
     with socket.socket() as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try: s.bind(("127.0.0.1", port))
         except (OSError, OverflowError) as e:
-            raise DemoError(f"Port {port} cannot be used ({getattr(e, 'strerror', None) or e}). Is a demo running already? "
+            why = getattr(e, "strerror", None) or e
+            raise DemoError(f"Port {port} cannot be used ({why}). Is a demo running already? "
                             "Choose another with --port, or --port 0 for any free one.") from e
         s.listen()
         yield s

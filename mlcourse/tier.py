@@ -4,7 +4,7 @@
 
 # %% ../nbs/lib/01_tier.ipynb #0deea52b
 from __future__ import annotations
-import html, os, shutil, subprocess
+import html, json, os, shutil, subprocess
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -30,11 +30,13 @@ def find_cards(smi:str|None=None, # path of `nvidia-smi`; looked up when None
     "The NVIDIA cards of this machine, without importing torch."
     smi = smi or shutil.which("nvidia-smi") or (WSL_SMI if os.path.exists(WSL_SMI) else None)
     if smi is None: return []
-    query = [smi, "--query-gpu=name,memory.total,memory.free,driver_version", "--format=csv,noheader,nounits"]
+    query = [smi, "--query-gpu=name,memory.total,memory.free,driver_version",
+             "--format=csv,noheader,nounits"]
     try: out = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError): return []
-    rows = [[f.strip() for f in line.split(",")] for line in out.splitlines() if line.strip()]
-    return [Card(r[0], int(r[1]), int(r[2]), r[3]) for r in rows if len(r) == 4 and r[1].isdigit() and r[2].isdigit()]
+    rows = [[f.strip() for f in line.split(",")] for line in out.splitlines()]
+    return [Card(r[0], int(r[1]), int(r[2]), r[3]) for r in rows
+            if len(r) == 4 and r[1].isdigit() and r[2].isdigit()]
 
 # %% ../nbs/lib/01_tier.ipynb #ffa0c71a
 TIERS = ("tiny", "12gb", "16gb")
@@ -57,20 +59,22 @@ def resolve(tier:str="auto",              # `auto`, or one of `TIERS`
     if tier == "auto" and os.environ.get("MLCOURSE_TIER"):
         tier, why = os.environ["MLCOURSE_TIER"], "asked for by MLCOURSE_TIER"
     if tier in TIERS: return Choice(tier, why)
-    if tier != "auto": raise UsageError(f"There is no tier {tier!r}. Choose one of: auto, {', '.join(TIERS)}.")
+    if tier != "auto":
+        raise UsageError(f"There is no tier {tier!r}. Choose one of: auto, {', '.join(TIERS)}.")
     cards = find_cards() if cards is None else cards
     if not cards: return Choice("tiny", "no NVIDIA card was found")
     card = max(cards, key=lambda c: c.total_mib)
+    why = f"{card.name} has {card.total_mib:,} MiB"
     for name, need in MIN_MIB.items():
-        if card.total_mib >= need: return Choice(name, f"{card.name} has {card.total_mib:,} MiB")
-    return Choice("tiny", f"{card.name} has {card.total_mib:,} MiB, and tier 12gb needs {MIN_MIB['12gb']:,}")
+        if card.total_mib >= need: return Choice(name, why)
+    return Choice("tiny", f"{why}, and tier 12gb needs {MIN_MIB['12gb']:,}")
 
 # %% ../nbs/lib/01_tier.ipynb #28832d1e
 class Settings(SimpleNamespace):
-    "The settings of one tier, read as attributes; they display as the table that they were chosen from."
+    "The settings of one tier, read as attributes; shown as the table that they were chosen from."
     def __init__(self, choice:Choice, table:dict[str, tuple]):
         column = TIERS.index(choice.tier)
-        super().__init__(**{name: values[column] for name, values in table.items()}, tier=choice.tier)
+        super().__init__(**{k: values[column] for k, values in table.items()}, tier=choice.tier)
         self.__dict__["_shown"] = (choice, table)   # kept out of the settings proper
 
     def as_dict(self) -> dict[str, Any]:
@@ -86,26 +90,30 @@ class Settings(SimpleNamespace):
 
     def _repr_html_(self):
         choice, table = self._shown
-        def row(values, tag="td"):
-            def cell(value, name):
-                text = html.escape(str(value))
-                return f"<{tag}><strong>{text}</strong></{tag}>" if name == choice.tier else f"<{tag}>{text}</{tag}>"
-            return "".join(map(cell, values, TIERS))
+        def row(head, values, tag):
+            cells = [f"<{tag}>{html.escape(str(v))}</{tag}>" for v in values]
+            column = TIERS.index(choice.tier)
+            cells[column] = cells[column].replace(">", "><strong>", 1).replace("</", "</strong></")
+            return f"<tr><th>{html.escape(head)}</th>{''.join(cells)}</tr>"
         heads = [name + " (this run)" * (name == choice.tier) for name in TIERS]
-        body = "".join(f"<tr><th>{html.escape(k)}</th>{row(values)}</tr>" for k, values in table.items())
-        return (f"<table><thead><tr><th>setting</th>{row(heads, 'th')}</tr></thead><tbody>{body}</tbody></table>"
+        body = "".join(row(name, values, "td") for name, values in table.items())
+        return (f"<table><thead>{row('setting', heads, 'th')}</thead><tbody>{body}</tbody></table>"
                 f"<p>{html.escape(str(choice))}</p>")
 
 # %% ../nbs/lib/01_tier.ipynb #e8f98662
 def choose(tier:str,        # the notebook's parameter: `auto` or one of `TIERS`
-           **settings:Any,  # name=(tiny, 12gb) or name=(tiny, 12gb, 16gb); no tuple: the same on every tier
+           **settings:Any,  # name=(tiny, 12gb) or name=(tiny, 12gb, 16gb); no tuple: alike on all
           ) -> Settings:    # the chosen column, with `.tier`; it displays as the whole table
     "Choose a column of settings. Raises `UsageError` for a setting without a value for some tier."
     table = {}
     for name, values in settings.items():
         if not isinstance(values, tuple): values = (values, values)
         if len(values) not in (2, 3):
-            raise UsageError(f"{name} has {len(values)} values. A setting has two, for tiny and for 12gb, or a third for 16gb; "
-                             "one that is itself a tuple stands in a tuple of tuples.")
+            raise UsageError(f"{name} has {len(values)} values. A setting has two, tiny and 12gb, "
+                             "or a third, 16gb; a tuple as a value stands in a tuple of tuples.")
         table[name] = values if len(values) == 3 else (*values, values[1])
+    small = json.loads(os.environ.get("MLCOURSE_REHEARSE", "{}"))
+    for name in small.keys() & table.keys(): table[name] = (_tuples(small[name]),) * len(TIERS)
     return Settings(resolve(tier), table)
+
+def _tuples(value): return tuple(map(_tuples, value)) if isinstance(value, list) else value

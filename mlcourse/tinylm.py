@@ -4,7 +4,7 @@
 
 # %% ../nbs/week2/04_tiny_lm.ipynb #d5ec59fd
 from __future__ import annotations
-import copy, hashlib, json, math, statistics, sys, sysconfig, time
+import copy, json, math, statistics, sysconfig, time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -16,60 +16,47 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from .assets import fetch
-from .files import CourseError
+from .course import command
+from .files import Progress, UsageError, no_progress, progress_bar
 from .llm import next_token_probs
 
 # %% auto #0
-__all__ = ['MIN_CHARS', 'MODERN', 'LLAMA', 'NANOGPT_CPU', 'TinyLMError', 'read_text', 'stdlib_text', 'corpus', 'CharTokenizer',
-           'split', 'evaluate', 'bits_per_byte', 'Bigram', 'attention_weights', 'NoPositions', 'Learned', 'Sinusoidal',
-           'Rotary', 'alibi_slopes', 'ALiBi', 'LayerNorm', 'RMSNorm', 'GELU', 'ReLU2', 'SwiGLU', 'Attention', 'Block',
-           'TinyLM', 'count_parameters', 'gpt2_init', 'zero_init', 'adamw', 'muon', 'constant', 'trapezoid', 'Recipe',
-           'build', 'as_llama', 'windows', 'train', 'story', 'bench_tinylm', 'KVCache', 'greedy', 'generate',
-           'HalfLinear', 'half_weights', 'race', 'decoders_of', 'bench_decode', 'min_p_filter', 'sampler',
-           'attention_maps', 'flops_per_token', 'peak_flops', 'saved_bytes']
+__all__ = ['MIN_CHARS', 'MODERN', 'LLAMA', 'NANOGPT_CPU', 'TinyLMError', 'read_text', 'stdlib_text', 'CharTokenizer', 'split',
+           'evaluate', 'attention_weights', 'NoPositions', 'Learned', 'Sinusoidal', 'Rotary', 'alibi_slopes', 'ALiBi',
+           'count_parameters', 'LayerNorm', 'RMSNorm', 'GELU', 'ReLU2', 'SwiGLU', 'Attention', 'Block', 'TinyLM',
+           'gpt2_init', 'zero_init', 'adamw', 'muon', 'constant', 'trapezoid', 'Recipe', 'build', 'as_llama', 'windows',
+           'train', 'story', 'bench_tinylm', 'KVCache', 'greedy', 'generate', 'HalfLinear', 'half_weights', 'race',
+           'decoders_of', 'bench_decode', 'min_p_filter', 'sampler', 'attention_maps', 'peak_flops']
 
-# %% ../nbs/week2/04_tiny_lm.ipynb #0df1870f
-class TinyLMError(CourseError, ValueError):
+# %% ../nbs/week2/04_tiny_lm.ipynb #11dc55c2
+class TinyLMError(UsageError):
     "A text, a setting or a request that cannot work; the message says what to change."
-    exit_code = 2
 
 MIN_CHARS = 10_000   # fewer make no training and validation split worth the name
 
-# %% ../nbs/week2/04_tiny_lm.ipynb #11dc55c2
 def read_text(path:str|Path,  # a file of UTF-8 text
              ) -> str:        # its characters
     "The text of a file. Raises `TinyLMError` if it is missing, empty, too short, or no text."
     path = Path(path)
-    if not path.is_file(): raise TinyLMError(f"There is no file {path}. Give the path of a text file.")
-    data = path.read_bytes()
-    if not data.strip(): raise TinyLMError(f"{path} is empty, so there is nothing to learn from it.")
-    try: text = data.decode("utf-8")
-    except UnicodeDecodeError as e: raise TinyLMError(
-        f"{path} is no UTF-8 text: byte {e.start:,} cannot be read. If it is text in another encoding, convert it (`iconv -t utf-8`); "
-        "if it is an archive, unpack it; if it was downloaded, fetch it again.") from e
-    if "\0" in text: raise TinyLMError(f"{path} holds null characters, as binary files and broken downloads do, so it is not taken for text.")
-    if len(text) < MIN_CHARS: raise TinyLMError(f"{path} has {len(text):,} characters; a model needs at least {MIN_CHARS:,} to learn anything.")
-    return text
+    if not path.is_file(): raise TinyLMError(f"There is no file {path}. Name a text file.")
+    try: text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise TinyLMError(f"{path} is no UTF-8 text: byte {e.start:,} cannot be read. Convert it "
+                          "(`iconv -t utf-8`), unpack an archive, or fetch it again.") from e
+    if not text.strip(): why = "is empty, so there is nothing to learn from it."
+    elif "\0" in text: why = "holds null characters, as binary files and broken downloads do."
+    elif len(text) < MIN_CHARS:
+        why = f"has {len(text):,} characters; a model needs at least {MIN_CHARS:,} to learn."
+    else: return text
+    raise TinyLMError(f"{path} {why}")
 
 # %% ../nbs/week2/04_tiny_lm.ipynb #84e05c36
 def stdlib_text(chars:int=2_000_000,  # stop at so many characters
                ) -> str:              # Python code
-    "The modules of this interpreter's standard library, in the order of their names; only those in plain ASCII."
-    parts, size = [], 0
-    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
-        data = path.read_bytes()
-        if not data.isascii(): continue
-        parts.append(data.decode("ascii"))
-        size += len(data)
-        if size >= chars: break
-    return "\n".join(parts)[:chars]
-
-def corpus(name:str,               # stdlib, an asset such as tinyshakespeare, or the path of a file
-           chars:int=2_000_000,    # at most so many characters
-          ) -> str:
-    "The text of a corpus. Raises `TinyLMError`, and `AssetError` if it cannot be fetched."
-    if name == "stdlib": return stdlib_text(chars)
-    return read_text(fetch(name) if name == "tinyshakespeare" else name)[:chars]
+    "The modules of this interpreter's standard library by name, those in plain ASCII."
+    modules = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+    texts = (path.read_bytes() for path in modules)
+    return "\n".join(text.decode() for text in texts if text.isascii())[:chars]
 
 # %% ../nbs/week2/04_tiny_lm.ipynb #6892d265
 class CharTokenizer:
@@ -83,7 +70,9 @@ class CharTokenizer:
     def encode(self, text:str) -> Tensor:   # shape (characters,), int64
         "The numbers of a text. Raises `TinyLMError` for a character that is not in the vocabulary."
         try: return torch.tensor([self.ids[c] for c in text])
-        except KeyError as e: raise TinyLMError(f"The character {e.args[0]!r} does not occur in the training text, so it has no number.") from None
+        except KeyError as e:
+            raise TinyLMError(f"The character {e.args[0]!r} does not occur in the training text, "
+                              "so it has no number.") from None
 
     def decode(self, ids) -> str:
         "The text of some numbers."
@@ -97,48 +86,33 @@ def split(ids:Tensor,                   # all tokens of a text
 
 # %% ../nbs/week2/04_tiny_lm.ipynb #970f2a5d
 @torch.no_grad()
-def evaluate(model:nn.Module,       # token ids of shape (batch, tokens) to logits (batch, tokens, vocabulary)
+def evaluate(model:nn.Module,       # ids (batch, tokens) to logits (batch, tokens, vocabulary)
              ids:Tensor,            # validation tokens, shape (tokens,)
              context:int,           # tokens of a window
              max_tokens:int=10**9,  # use so many at most
             ) -> float:             # nats a token
     "Mean loss over all windows of `context` tokens. Raises `TinyLMError` if there is not one."
     n = (min(len(ids), max_tokens) - 1) // context
-    if n < 1: raise TinyLMError(f"{len(ids)} validation tokens are not one window of {context}. Use a longer text or a shorter context.")
+    if n < 1:
+        raise TinyLMError(f"{len(ids)} validation tokens are not one window of {context}. "
+                          "Use a longer text or a shorter context.")
     x, y = ids[:n * context].view(n, context), ids[1:n * context + 1].view(n, context)
     rows, total = max(1, 16384 // context), 0.0
-    for a, b in zip(x.split(rows), y.split(rows)): total += F.cross_entropy(model(a).float().flatten(0, 1), b.flatten(), reduction="sum").item()
+    for a, b in zip(x.split(rows), y.split(rows)):
+        logits = model(a).float().flatten(0, 1)
+        total += F.cross_entropy(logits, b.flatten(), reduction="sum").item()
     return total / y.numel()
-
-def bits_per_byte(loss:float,    # nats a token
-                  n_tokens:int,  # tokens of the text
-                  n_bytes:int,   # bytes of the same text
-                 ) -> float:
-    "The loss in bits, for each byte of the text instead of each token."
-    return loss / math.log(2) * n_tokens / n_bytes
-
-# %% ../nbs/week2/04_tiny_lm.ipynb #f4f61589
-class Bigram(nn.Module):
-    "Probabilities from counts of neighbours, each count one more than seen (Laplace). `order=1` counts single tokens."
-    def __init__(self, ids:Tensor,   # training tokens
-                 vocab:int, order:int=2):
-        super().__init__()
-        counts = torch.ones(vocab, vocab)
-        counts.index_put_((ids[:-1], ids[1:]), torch.ones(len(ids) - 1), accumulate=True)
-        if order == 1: counts = counts.sum(0).expand(vocab, vocab)
-        self.logits = (counts / counts.sum(1, keepdim=True)).log()
-
-    def forward(self, ids:Tensor) -> Tensor: return self.logits[ids]
 
 # %% ../nbs/week2/04_tiny_lm.ipynb #19a2e539
 def attention_weights(q:Tensor,               # queries, shape (..., tokens, size)
-                      k:Tensor,               # keys, shape (..., tokens seen, size); the last query belongs to the last key
-                      bias:Tensor|None=None,  # added to the scores, shape (..., tokens, tokens seen)
+                      k:Tensor,               # keys, shape (..., tokens seen, size)
+                      bias:Tensor|None=None,  # added to scores, shape (..., tokens, tokens seen)
                      ) -> Tensor:             # shape (..., tokens, tokens seen), rows sum to 1
     "Causal attention weights, the plain way (Vaswani et al., 2017)."
     scores = q @ k.mT / math.sqrt(q.shape[-1])
     if bias is not None: scores = scores + bias
-    future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(scores.shape[-1] - scores.shape[-2] + 1)
+    n, seen = scores.shape[-2:]
+    future = torch.ones(n, seen, dtype=torch.bool, device=q.device).triu(seen - n + 1)
     return scores.masked_fill(future, -torch.inf).softmax(-1)
 
 # %% ../nbs/week2/04_tiny_lm.ipynb #d667f01f
@@ -149,21 +123,27 @@ class NoPositions(nn.Module):
                  max_tokens:int):   # longest sequence it must serve
         super().__init__()
 
-    def embed(self, x:Tensor,   # token vectors, shape (batch, tokens, dim)
-              start:int,        # position of the first of them
-             ) -> Tensor: return x
+    def embed(self, x:Tensor, start:int) -> Tensor:
+        "Token vectors, shape (batch, tokens, dim), the first of them at position `start`."
+        return x
 
-    def rotate(self, x:Tensor,  # queries or keys, shape (..., tokens, size of a head)
-               start:int) -> Tensor: return x
+    def rotate(self, x:Tensor, start:int) -> Tensor:
+        "Queries or keys, shape (..., tokens, size of a head)."
+        return x
 
-    def mask(self, start:int,   # tokens that are in the cache already
-             n:int,             # new tokens
-             like:Tensor,       # the queries, for their type and device
-            ) -> Tensor|None:   # for `attn_mask`, shape (..., n, start + n); None if torch's own causal mask will do
+    def mask(self, start:int, n:int, like:Tensor) -> Tensor|None:
+        "For `n` new tokens, shape (..., n, start + n); None if torch's own causal mask will do."
         if start == 0 or n == 1: return None
         return torch.ones(n, start + n, dtype=torch.bool, device=like.device).tril(start)
 
 # %% ../nbs/week2/04_tiny_lm.ipynb #48c077cc
+def _rows(table:Tensor, start:int, n:int) -> Tensor:
+    "Some rows of a table of positions. Raises `TinyLMError` past its end."
+    if start + n > len(table):
+        raise TinyLMError(f"Positions end at {len(table)} tokens, and {start + n} are asked for. "
+                          "Build the model with more `max_tokens`.")
+    return table[start:start + n]
+
 class Learned(NoPositions):
     "A trained vector for each position (GPT-2)."
     def __init__(self, dim:int, n_head:int, max_tokens:int):
@@ -171,20 +151,18 @@ class Learned(NoPositions):
         self.table = nn.Embedding(max_tokens, dim)
 
     def embed(self, x:Tensor, start:int) -> Tensor:
-        "Raises `TinyLMError` past the end of the table."
-        end = start + x.shape[1]
-        if end > len(self.table.weight): raise TinyLMError(
-            f"Learned positions end at {len(self.table.weight)} tokens, and {end} are asked for. Build the model with more `max_tokens`.")
-        return x + self.table.weight[start:end]
+        return x + _rows(self.table.weight, start, x.shape[1])
 
 class Sinusoidal(NoPositions):
     "Fixed waves of wavelengths from 2 pi to 20,000 pi (Vaswani et al., 2017)."
     def __init__(self, dim:int, n_head:int, max_tokens:int):
         super().__init__(dim, n_head, max_tokens)
-        self.register_buffer("rates", 10000 ** (-torch.arange(0, dim, 2) / dim), persistent=False)
+        rates = 10000 ** (-torch.arange(0, dim, 2) / dim)
+        self.register_buffer("rates", rates, persistent=False)
 
     def embed(self, x:Tensor, start:int) -> Tensor:
-        angles = torch.outer(torch.arange(start, start + x.shape[1], device=x.device), self.rates)
+        places = torch.arange(start, start + x.shape[1], device=x.device)
+        angles = torch.outer(places, self.rates)
         return x + torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
 
 # %% ../nbs/week2/04_tiny_lm.ipynb #b3e0333a
@@ -194,19 +172,20 @@ class Rotary(NoPositions):
         super().__init__(dim, n_head, max_tokens)
         size = dim // n_head
         angles = torch.outer(torch.arange(max_tokens), base ** (-torch.arange(0, size, 2) / size))
-        self.register_buffer("cos", torch.cat([angles.cos(), angles.cos()], dim=-1), persistent=False)
-        self.register_buffer("sin", torch.cat([-angles.sin(), angles.sin()], dim=-1), persistent=False)
+        cos, sin = angles.cos(), angles.sin()
+        self.register_buffer("cos", torch.cat([cos, cos], dim=-1), persistent=False)
+        self.register_buffer("sin", torch.cat([-sin, sin], dim=-1), persistent=False)
 
     def rotate(self, x:Tensor, start:int) -> Tensor:
-        end = start + x.shape[-2]
-        if end > len(self.cos): raise TinyLMError(f"The table of angles ends at {len(self.cos)} tokens, and {end} are asked for. Build the model with more `max_tokens`.")
-        return torch.addcmul(x * self.cos[start:end], x.roll(x.shape[-1] // 2, -1), self.sin[start:end])
+        n, size = x.shape[-2:]
+        cos, sin = _rows(self.cos, start, n), _rows(self.sin, start, n)
+        return torch.addcmul(x * cos, x.roll(size // 2, -1), sin)
 
 # %% ../nbs/week2/04_tiny_lm.ipynb #89c7481e
 def alibi_slopes(n_head:int) -> Tensor:   # shape (heads,)
-    "The slopes of Press et al., 2021: a geometric series; where heads are no power of two, filled up from the next longer series."
+    "The slopes of Press et al., 2021: a geometric series, filled up from the next longer one."
+    def series(n): return [2 ** (-8 * (i + 1) / n) for i in range(n)]
     n = 2 ** math.floor(math.log2(n_head))
-    series = lambda n: [2 ** (-8 * (i + 1) / n) for i in range(n)]
     return torch.tensor(series(n) + series(2 * n)[::2][:n_head - n])
 
 class ALiBi(NoPositions):
@@ -219,12 +198,17 @@ class ALiBi(NoPositions):
     def mask(self, start:int, n:int, like:Tensor) -> Tensor:   # shape (heads, n, start + n)
         key = (start, n, like.device, like.dtype)
         if self.last[0] != key:
-            distance = torch.arange(start, start + n, device=self.slopes.device)[:, None] - torch.arange(start + n, device=self.slopes.device)
+            places = torch.arange(start + n, device=self.slopes.device)
+            distance = places[start:, None] - places
             bias = -self.slopes[:, None, None] * distance
             self.last = (key, bias.masked_fill(distance < 0, -torch.inf).to(like))
         return self.last[1]
 
 # %% ../nbs/week2/04_tiny_lm.ipynb #3a9912d9
+def count_parameters(model:nn.Module) -> int:
+    "All trained numbers, embeddings and head included."
+    return sum(p.numel() for p in model.parameters())
+
 class LayerNorm(nn.Module):
     "Mean 0 and variance 1, times learned gains (Ba et al., 2016); without a bias."
     def __init__(self, dim:int):
@@ -236,14 +220,15 @@ class LayerNorm(nn.Module):
 class RMSNorm(nn.Module):
     "Root mean square 1 (Zhang and Sennrich, 2019); without gains."
     def __init__(self, dim:int): super().__init__()
-    def forward(self, x:Tensor) -> Tensor: return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + 1e-6)
-
+    def forward(self, x:Tensor) -> Tensor:
+        return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + 1e-6)
 
 class GELU(nn.Module):
     "The MLP of GPT-2: four times as wide inside."
     def __init__(self, dim:int):
         super().__init__()
-        self.up, self.down = nn.Linear(dim, 4 * dim, bias=False), nn.Linear(4 * dim, dim, bias=False)
+        self.up = nn.Linear(dim, 4 * dim, bias=False)
+        self.down = nn.Linear(4 * dim, dim, bias=False)
 
     def forward(self, x:Tensor) -> Tensor: return self.down(F.gelu(self.up(x)))
 
@@ -254,11 +239,12 @@ class ReLU2(GELU):
         return self.down(h * h)
 
 class SwiGLU(nn.Module):
-    "A gate times a value (Shazeer, 2020); 8/3 as wide inside, so that the three matrices weigh as much as two."
+    "A gate times a value (Shazeer, 2020); 8/3 as wide inside: three matrices weigh as much as two."
     def __init__(self, dim:int):
         super().__init__()
         inner = 8 * round(dim / 3)
-        self.up, self.down = nn.Linear(dim, 2 * inner, bias=False), nn.Linear(inner, dim, bias=False)
+        self.up = nn.Linear(dim, 2 * inner, bias=False)
+        self.down = nn.Linear(inner, dim, bias=False)
 
     def forward(self, x:Tensor) -> Tensor:
         gate, value = self.up(x).chunk(2, dim=-1)
@@ -271,15 +257,14 @@ class Attention(nn.Module):
                  positions:NoPositions,   # shared by all layers
                  qk_norm=nn.Identity):    # class of a norm for queries and keys
         super().__init__()
-        if dim % n_head: raise TinyLMError(f"A width of {dim} cannot be divided among {n_head} heads.")
+        if dim % n_head:
+            raise TinyLMError(f"A width of {dim} cannot be divided among {n_head} heads.")
         self.n_head, self.positions = n_head, positions
         self.qkv, self.proj = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim, bias=False)
         self.qk_norm = qk_norm(dim // n_head)
 
-    def project(self, x:Tensor,   # shape (batch, tokens, dim)
-                start:int=0,
-               ) -> tuple[Tensor, Tensor, Tensor]:   # queries, keys, values, each (batch, heads, tokens, size)
-        "Queries and keys, normalised and rotated, and values."
+    def project(self, x:Tensor, start:int=0) -> tuple[Tensor, Tensor, Tensor]:
+        "Queries and keys, normalised and rotated, and values: each (batch, heads, tokens, size)."
         qkv = self.qkv(x).unflatten(-1, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4)
         q, k = self.positions.rotate(self.qk_norm(qkv[:2]), start)
         return q, k, qkv[2]
@@ -289,7 +274,8 @@ class Attention(nn.Module):
         q, k, v = self.project(x, start)
         if cache: k, v = cache.extend(self, k, v)
         mask = self.positions.mask(start, x.shape[1], q)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and x.shape[1] > 1)
+        causal = mask is None and x.shape[1] > 1
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
         return self.proj(y.transpose(1, 2).flatten(2))
 
 # %% ../nbs/week2/04_tiny_lm.ipynb #bd714ec9
@@ -306,10 +292,12 @@ class Block(nn.Module):
 
 class TinyLM(nn.Module):
     "A decoder-only transformer of the pieces it is given."
-    def __init__(self, vocab:int, dim:int, positions:NoPositions, embed_norm:nn.Module, blocks:list[Block], norm:nn.Module):
+    def __init__(self, vocab:int, dim:int, positions:NoPositions, embed_norm:nn.Module,
+                 blocks:list[Block], norm:nn.Module):
         super().__init__()
-        self.embed, self.positions, self.embed_norm = nn.Embedding(vocab, dim), positions, embed_norm
-        self.blocks, self.norm, self.head = nn.ModuleList(blocks), norm, nn.Linear(dim, vocab, bias=False)
+        self.embed, self.positions = nn.Embedding(vocab, dim), positions
+        self.embed_norm, self.blocks, self.norm = embed_norm, nn.ModuleList(blocks), norm
+        self.head = nn.Linear(dim, vocab, bias=False)
 
     def forward(self, ids:Tensor,    # token ids, shape (batch, tokens)
                 cache=None,          # a `KVCache`: `ids` continue what it holds
@@ -319,32 +307,26 @@ class TinyLM(nn.Module):
         if cache: cache.length += ids.shape[1]
         return self.head(self.norm(x))
 
-def count_parameters(model:nn.Module) -> int:
-    "All trained numbers, embeddings and head included."
-    return sum(p.numel() for p in model.parameters())
-
 # %% ../nbs/week2/04_tiny_lm.ipynb #ddd622ce
 def gpt2_init(model:TinyLM) -> None:
-    "Normal with 0.02; what writes to the stream narrower, by the number of writers (Radford et al., 2019)."
+    "Normal with 0.02; what writes to the stream is narrower (Radford et al., 2019)."
     for name, p in model.named_parameters():
-        if p.ndim < 2: continue
-        writes = name.endswith(("proj.weight", "down.weight"))
-        nn.init.normal_(p, std=0.02 / math.sqrt(2 * len(model.blocks)) if writes else 0.02)
+        writers = 2 * len(model.blocks) if name.endswith(("proj.weight", "down.weight")) else 1
+        if p.ndim >= 2: nn.init.normal_(p, std=0.02 / math.sqrt(writers))
 
 def zero_init(model:TinyLM) -> None:
-    "What writes to the stream and the head begin at zero, other matrices at 1 / sqrt(inputs), embeddings at 1."
+    "What writes to the stream, and the head: zero. Other matrices: 1 / sqrt(inputs); tables: 1."
     for name, p in model.named_parameters():
-        if p.ndim < 2: continue
+        table = name in ("embed.weight", "positions.table.weight")
         if name.endswith(("proj.weight", "down.weight", "head.weight")): nn.init.zeros_(p)
-        else: nn.init.normal_(p, std=1 if name in ("embed.weight", "positions.table.weight") else p.shape[1] ** -0.5)
+        elif p.ndim >= 2: nn.init.normal_(p, std=1 if table else p.shape[1] ** -0.5)
 
 # %% ../nbs/week2/04_tiny_lm.ipynb #fbeb6f05
-def _optimizer(groups:list[dict], **kwargs): return torch.optim.AdamW(groups, fused=True, **kwargs)
-
 def adamw(model:TinyLM) -> list[torch.optim.Optimizer]:
     "AdamW for everything, with the settings of nanoGPT's small configuration."
-    return [_optimizer([dict(params=[p for p in model.parameters() if p.ndim >= 2]),
-                        dict(params=[p for p in model.parameters() if p.ndim < 2], weight_decay=0)], lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1)]
+    groups = [dict(params=[p for p in model.parameters() if p.ndim >= 2]),
+              dict(params=[p for p in model.parameters() if p.ndim < 2], weight_decay=0)]
+    return [torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1, fused=True)]
 
 def muon(model:TinyLM) -> list[torch.optim.Optimizer]:
     "Muon (Jordan et al., 2024) for the matrices of the blocks, AdamW for the rest."
@@ -352,8 +334,9 @@ def muon(model:TinyLM) -> list[torch.optim.Optimizer]:
     tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
     known = {id(p) for p in (*matrices, *tables)}
     rest = [p for p in model.parameters() if id(p) not in known]
+    groups = [dict(params=tables, lr=0.1), dict(params=rest, lr=0.004)]
     return [torch.optim.Muon(matrices, lr=0.02, weight_decay=0, momentum=0.95, ns_steps=3),
-            _optimizer([dict(params=tables, lr=0.1), dict(params=rest, lr=0.004)], betas=(0.9, 0.95), weight_decay=0)]
+            torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0, fused=True)]
 
 def constant(t:float,      # part of the training that is done, 0 to 1
             ) -> float:    # factor of the learning rate
@@ -364,10 +347,9 @@ def trapezoid(t:float) -> float:
     "Up in the first 2.5 %, flat, and in the last 60 % straight down to zero."
     return min(1.0, t / 0.025 + 0.02, (1 - t) / 0.6)
 
-
 @dataclass(frozen=True)
 class Recipe:
-    "The pieces of a model and of its training. The defaults are GPT-2's pieces with nanoGPT's AdamW, without its schedule, clipped gradients and shared head."
+    "The pieces of a model and of its training. The defaults are GPT-2's, with nanoGPT's AdamW."
     positions: type = Learned
     norm: type = LayerNorm
     mlp: type = GELU
@@ -386,7 +368,10 @@ def build(recipe:Recipe, vocab:int,   # number of different tokens
     "A fresh model of a recipe."
     torch.manual_seed(seed)
     positions = recipe.positions(dim, n_head, max_tokens)
-    blocks = [Block(Attention(dim, n_head, positions, recipe.qk_norm), recipe.mlp(dim), (recipe.norm(dim), recipe.norm(dim))) for _ in range(n_layer)]
+    def block():
+        attention = Attention(dim, n_head, positions, recipe.qk_norm)
+        return Block(attention, recipe.mlp(dim), (recipe.norm(dim), recipe.norm(dim)))
+    blocks = [block() for _ in range(n_layer)]
     model = TinyLM(vocab, dim, positions, recipe.embed_norm(dim), blocks, recipe.norm(dim))
     recipe.init(model)
     return model
@@ -398,110 +383,131 @@ def as_llama(model:TinyLM,     # built of the pieces of `LLAMA`
              max_tokens:int):  # a `LlamaForCausalLM`
     "The same model as transformers writes it: same shape, copied weights."
     from transformers import LlamaConfig, LlamaForCausalLM
-    attention, up = model.blocks[0].attention, model.blocks[0].mlp.up.weight
-    theirs = LlamaForCausalLM(LlamaConfig(vocab_size=len(model.embed.weight), hidden_size=up.shape[1], intermediate_size=len(up) // 2,
-        num_hidden_layers=len(model.blocks), num_attention_heads=attention.n_head, num_key_value_heads=attention.n_head,
-        max_position_embeddings=max_tokens, rms_norm_eps=1e-6, bos_token_id=None, eos_token_id=None)).eval()
+    n_head, up = model.blocks[0].attention.n_head, model.blocks[0].mlp.up.weight
+    config = LlamaConfig(
+        vocab_size=len(model.embed.weight), hidden_size=up.shape[1], intermediate_size=len(up) // 2,
+        num_hidden_layers=len(model.blocks), num_attention_heads=n_head, num_key_value_heads=n_head,
+        max_position_embeddings=max_tokens, rms_norm_eps=1e-6, bos_token_id=None, eos_token_id=None)
+    theirs = LlamaForCausalLM(config).eval()
     ours = {"model.embed_tokens.weight": model.embed.weight, "lm_head.weight": model.head.weight}
-    names = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+    names = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+             "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
     for i, b in enumerate(model.blocks):
-        parts = (*b.attention.qkv.weight.chunk(3), b.attention.proj.weight, *b.mlp.up.weight.chunk(2), b.mlp.down.weight)
+        parts = (*b.attention.qkv.weight.chunk(3), b.attention.proj.weight,
+                 *b.mlp.up.weight.chunk(2), b.mlp.down.weight)
         ours |= {f"model.layers.{i}.{n}.weight": w for n, w in zip(names, parts)}
-    theirs.load_state_dict(ours, strict=False)   # it misses only the gains of its norms, and they stay at 1
+    theirs.load_state_dict(ours, strict=False)   # it misses only the gains of its norms: they are 1
     return theirs
 
 # %% ../nbs/week2/04_tiny_lm.ipynb #1eaac0de
-def windows(ids:Tensor, context:int, batch:int, steps:int,
-            generator:torch.Generator) -> Iterator[Tensor]:   # token ids, shape (batch, context + 1)
+def windows(ids:Tensor, context:int, batch_size:int, steps:int,
+            generator:torch.Generator) -> Iterator[Tensor]:   # token ids, (batch_size, context + 1)
     "Batches of windows. Each pass goes once over the text, from a random offset, in random order."
-    if len(ids) < 2 * context + 1: raise TinyLMError(f"{len(ids)} training tokens do not hold two windows of {context}. Use a longer text or a shorter context.")
+    if len(ids) < 2 * context + 1:
+        raise TinyLMError(f"{len(ids)} training tokens do not hold two windows of {context}. "
+                          "Use a longer text or a shorter context.")
     place, deck = torch.arange(context + 1), torch.empty(0, dtype=torch.long)
     for _ in range(steps):
-        while len(deck) < batch:
+        while len(deck) < batch_size:
             offset = int(torch.randint(context, (), generator=generator))
             n = (len(ids) - 1 - offset) // context
             deck = torch.cat([deck, torch.randperm(n, generator=generator) * context + offset])
-        yield ids[deck[:batch, None] + place]
-        deck = deck[batch:]
+        yield ids[deck[:batch_size, None] + place]
+        deck = deck[batch_size:]
 
-def train(model:TinyLM, ids:Tensor,  # training tokens, shape (tokens,), on the CPU
+def train(model:TinyLM, ids:Tensor,      # training tokens, shape (tokens,), on the CPU
           recipe:Recipe, steps:int, context:int,
-          batch:int,                 # windows a step
+          batch_size:int,                # windows a step
           seed:int=0,
-          bf16:bool=False,           # products in bfloat16?
-          compile:bool=False,        # fuse operations with `torch.compile`; pays on a GPU, and on long runs
-          said:Callable=lambda step, loss: None,   # told of every step; `loss` is a tensor
-         ) -> float:                 # seconds that it took
+          bf16:bool=False,               # products in bfloat16?
+          compile:bool=False,            # fuse operations with `torch.compile`; pays on long runs
+          progress:Progress=no_progress, # told of every step
+         ) -> tuple[list[float], float]: # the loss of each step, nats; and seconds
     "Train a model in place."
     device = next(model.parameters()).device
     step_model, optimizers = torch.compile(model) if compile else model, recipe.optimizer(model)
     groups = [(g, g["lr"]) for o in optimizers for g in o.param_groups]
-    kernel = partial(sdpa_kernel, SDPBackend.MATH) if bf16 and device.type == "cpu" else nullcontext   # the fused one is slow backwards there
-    began = time.perf_counter()
-    for i, rows in enumerate(windows(ids, context, batch, steps, torch.Generator().manual_seed(seed))):
+    plain = bf16 and device.type == "cpu"   # there the fused attention is slow backwards
+    kernel = partial(sdpa_kernel, SDPBackend.MATH) if plain else nullcontext
+    losses, began = [], time.perf_counter()
+    dealt = windows(ids, context, batch_size, steps, torch.Generator().manual_seed(seed))
+    for i, rows in enumerate(dealt):
         for group, lr in groups: group["lr"] = lr * recipe.schedule(i / steps)
         rows = rows.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16), kernel(): logits = step_model(rows[:, :-1])
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16), kernel():
+            logits = step_model(rows[:, :-1])
         loss = F.cross_entropy(logits.float().flatten(0, 1), rows[:, 1:].flatten())
         loss.backward()
         for o in optimizers:
             o.step()
             o.zero_grad()
-        said(i, loss.detach())
-    if device.type == "cuda": torch.cuda.synchronize()
-    return time.perf_counter() - began
+        losses.append(loss.detach())
+        progress(i + 1, steps)
+    losses = torch.stack(losses).tolist()   # waits for a card to be done
+    return losses, time.perf_counter() - began
 
 # %% ../nbs/week2/04_tiny_lm.ipynb #39231931
 def story() -> list[tuple[str, Recipe]]:   # what is new, and the recipe with it
     "Recipes from 2019 to today, each with one piece more."
-    steps = [("GPT-2's pieces, learned positions", {}), ("sinusoidal positions", dict(positions=Sinusoidal)), ("ALiBi", dict(positions=ALiBi)),
-             ("rotary positions", dict(positions=Rotary)), ("RMSNorm, without gains", dict(norm=RMSNorm)), ("SwiGLU", dict(mlp=SwiGLU)),
-             ("squared ReLU instead", dict(mlp=ReLU2)), ("QK-norm", dict(qk_norm=RMSNorm)), ("zero init", dict(init=zero_init)), ("norm after the embedding", dict(embed_norm=RMSNorm)),
-             ("Muon", dict(optimizer=muon)), ("schedule: trapezoid", dict(schedule=trapezoid))]
-    recipes = [Recipe()]
-    for _, change in steps[1:]: recipes.append(replace(recipes[-1], **change))
-    return [(name, recipe) for (name, _), recipe in zip(steps, recipes)]
+    pieces = [("sinusoidal positions", "positions", Sinusoidal), ("ALiBi", "positions", ALiBi),
+              ("rotary positions", "positions", Rotary),
+              ("RMSNorm, without gains", "norm", RMSNorm),
+              ("SwiGLU", "mlp", SwiGLU), ("squared ReLU instead", "mlp", ReLU2),
+              ("QK-norm", "qk_norm", RMSNorm), ("zero init", "init", zero_init),
+              ("norm after the embedding", "embed_norm", RMSNorm), ("Muon", "optimizer", muon),
+              ("schedule: trapezoid", "schedule", trapezoid)]
+    told = [("GPT-2's pieces, learned positions", Recipe())]
+    for name, field, piece in pieces: told.append((name, replace(told[-1][1], **{field: piece})))
+    return told
 
 # %% ../nbs/week2/04_tiny_lm.ipynb #f629fae1
-NANOGPT_CPU = dict(n_layer=4, n_head=4, dim=128, context=64, batch=12)   # the configuration of nanoGPT's page for CPUs
+NANOGPT_CPU = dict(n_layer=4, n_head=4, dim=128, context=64, batch=12)   # nanoGPT's page for CPUs
 
-def bench_tinylm(data:str="",       # a text file; TinyShakespeare from the cache or the web when not given
+@command("bench tinylm")
+def bench_tinylm(data:str="",       # a text file; TinyShakespeare when not given
                  steps:int=2000,    # training steps of 12 x 64 tokens
                  seeds:int=1,       # how many runs, with the seeds 0, 1, 2, ...
                 ) -> None:
-    "Train the modern recipe at the size of nanoGPT's CPU page, 0.80M parameters; print validation loss, seconds and tokens a second as JSON."
-    if steps < 1 or seeds < 1: raise TinyLMError("steps and seeds are numbers of steps and of runs, and begin at 1.")
+    "Train the 0.80M model of nanoGPT's CPU page by the modern recipe; the results are JSON."
+    if steps < 1 or seeds < 1: raise TinyLMError("--steps and --seeds begin at 1.")
     text = read_text(data or fetch("tinyshakespeare"))
-    tok, c = CharTokenizer(text), NANOGPT_CPU
+    tok, sizes = CharTokenizer(text), dict(NANOGPT_CPU)
+    context, batch_size = sizes.pop("context"), sizes.pop("batch")
     train_ids, val_ids = split(tok.encode(text))
-    runs, bf16 = [], peak_flops("cpu", torch.bfloat16) > 1.5 * peak_flops("cpu")   # has this processor instructions for it?
+    bf16 = peak_flops("cpu", torch.bfloat16) > 1.5 * peak_flops("cpu")   # instructions for it?
+    runs = []
     for seed in range(seeds):
-        model = build(MODERN, len(tok), c["n_layer"], c["n_head"], c["dim"], c["context"], seed)
-        show = lambda i, loss: i % 100 or print(f"\rseed {seed}, step {i:,} of {steps:,}, loss {loss.item():.3f} ", end="", file=sys.stderr, flush=True)
-        seconds = train(model, train_ids, MODERN, steps, c["context"], c["batch"], seed, bf16, said=show)
-        loss = evaluate(model, val_ids, c["context"])
-        runs.append(dict(seed=seed, val_loss=round(loss, 4), seconds=round(seconds, 2), tokens_per_s=round(steps * c["batch"] * c["context"] / seconds)))
-    print(file=sys.stderr)
-    mean = {k: round(statistics.mean(r[k] for r in runs), 4) for k in ("val_loss", "seconds", "tokens_per_s")}
-    print(json.dumps(mean | dict(parameters=count_parameters(model), steps=steps, threads=torch.get_num_threads(), products="bf16" if bf16 else "fp32", runs=runs)))
+        model = build(MODERN, len(tok), **sizes, max_tokens=context, seed=seed)
+        with progress_bar(f"seed {seed}") as progress:
+            seconds = train(model, train_ids, MODERN, steps, context, batch_size, seed, bf16,
+                            progress=progress)[1]
+        runs.append(dict(seed=seed, val_loss=round(evaluate(model, val_ids, context), 4),
+                         seconds=round(seconds, 2),
+                         tokens_per_s=round(steps * batch_size * context / seconds)))
+    def mean(key): return round(statistics.mean(r[key] for r in runs), 4)
+    print(json.dumps({k: mean(k) for k in ("val_loss", "seconds", "tokens_per_s")} | dict(
+        parameters=count_parameters(model), steps=steps, threads=torch.get_num_threads(),
+        products="bf16" if bf16 else "fp32", runs=runs)))
 
 # %% ../nbs/week2/04_tiny_lm.ipynb #2d8b5e03
 class KVCache:
     "Keys and values of all layers, in one pre-allocated block."
     def __init__(self, model:TinyLM,
-                 batch:int,         # sequences
+                 batch_size:int,    # sequences
                  max_tokens:int):   # prompt and new tokens together
-        a, p = model.blocks[0].attention, model.embed.weight
-        kv = torch.empty(len(model.blocks), 2, batch, a.n_head, max_tokens, p.shape[1] // a.n_head, device=p.device, dtype=p.dtype)
+        n_head, p = model.blocks[0].attention.n_head, model.embed.weight
+        shape = (len(model.blocks), 2, batch_size, n_head, max_tokens, p.shape[1] // n_head)
+        kv = torch.empty(shape, device=p.device, dtype=p.dtype)
         self.layer = {id(b.attention): held.unbind() for b, held in zip(model.blocks, kv)}
         self.length, self.max_tokens = 0, max_tokens   # tokens held, and room
 
     def extend(self, attention:Attention,
                k:Tensor, v:Tensor,          # of the new tokens, shape (batch, heads, tokens, size)
-              ) -> tuple[Tensor, Tensor]:   # views of everything that the layer holds, the new included
+              ) -> tuple[Tensor, Tensor]:   # views of everything that the layer holds
         "Write the new keys and values behind the old. Raises `TinyLMError` when the block is full."
         end = self.length + k.shape[2]
-        if end > self.max_tokens: raise TinyLMError(f"The cache has room for {self.max_tokens} tokens, and {end} are needed.")
+        if end > self.max_tokens:
+            raise TinyLMError(f"The cache has room for {self.max_tokens} tokens, and {end} come.")
         keys, values = self.layer[id(attention)]
         keys[:, :, self.length:end], values[:, :, self.length:end] = k, v
         return keys[:, :, :end], values[:, :, :end]
@@ -514,23 +520,23 @@ def greedy(logits:Tensor,   # shape (batch, vocabulary)
 
 @torch.inference_mode()
 def generate(model:TinyLM,
-             prompts:Tensor|list[Tensor],     # token ids, shape (batch, tokens), or one tensor a prompt
-             max_new_tokens:int,              # behind the longest prompt
-             pick:Callable[[Tensor], Tensor]=greedy,   # logits (batch, vocabulary) to token ids (batch,)
+             prompts:Tensor|list[Tensor],   # token ids, shape (batch, tokens), or a tensor a prompt
+             max_new_tokens:int,            # behind the longest prompt
+             pick:Callable[[Tensor], Tensor]=greedy,   # logits (batch, vocabulary) to ids (batch,)
              use_cache:bool=True,
-            ) -> Tensor:                      # prompts and new tokens, shape (batch, longest prompt + max_new_tokens)
+            ) -> Tensor:                    # shape (batch, longest prompt + max_new_tokens)
     "Continue prompts token by token. Raises `TinyLMError` for an empty prompt."
     lengths, device = [len(p) for p in prompts], model.embed.weight.device
-    if not lengths or min(lengths) < 1: raise TinyLMError("A prompt needs at least one token. Start with a newline if you have nothing to say.")
-    total = max(lengths) + max_new_tokens
+    if not lengths or min(lengths) < 1:
+        raise TinyLMError("A prompt needs at least one token. Start with a newline if need be.")
+    total, begin = max(lengths) + max_new_tokens, min(lengths)
     out = torch.zeros(len(lengths), total, dtype=torch.long, device=device)
-    given = torch.arange(total, device=device) < torch.tensor(lengths, device=device)[:, None]
     for row, prompt in zip(out, prompts): row[:len(prompt)] = prompt
-    cache, begin = KVCache(model, len(lengths), total) if use_cache else None, min(lengths)
+    given = torch.arange(total, device=device) < torch.tensor(lengths, device=device)[:, None]
+    cache = KVCache(model, len(lengths), total) if use_cache else None
     seen, ragged = 0, begin < max(lengths)
     for n in range(begin, total):
-        logits = model(out[:, seen:n], cache)[:, -1]
-        token = pick(logits)
+        token = pick(model(out[:, seen:n], cache)[:, -1])
         out[:, n] = torch.where(given[:, n], out[:, n], token) if ragged else token
         if use_cache: seen = n
     return out
@@ -558,7 +564,7 @@ def half_weights(model:TinyLM) -> TinyLM:
 def race(runs:dict[str, Callable[[], Tensor]],   # name: generates once, and returns the tokens
          rounds:int=3,
         ) -> dict[str, float]:                   # seconds, the best of all rounds
-    "Time generators in turns. Raises `TinyLMError` when those in 32 bits do not write the same tokens."
+    "Time generators in turns. Raises `TinyLMError` when those in 32 bits write different tokens."
     best, first = dict.fromkeys(runs, math.inf), None
     for _ in range(rounds):
         for name, run in runs.items():
@@ -567,32 +573,41 @@ def race(runs:dict[str, Callable[[], Tensor]],   # name: generates once, and ret
             best[name] = min(best[name], time.perf_counter() - began)
             if name.endswith("16 bits"): continue   # rounded weights may choose other tokens
             first = tokens if first is None else first
-            if not torch.equal(tokens, first): raise TinyLMError(f"{name} does not write the same tokens as the others, so its time means nothing.")
+            if not torch.equal(tokens, first):
+                raise TinyLMError(f"{name} writes other tokens, so its time means nothing.")
     return best
 
 def decoders_of(model:TinyLM,    # of the pieces of `LLAMA`
                 prompt:Tensor,   # token ids, shape (1, tokens)
                 new:int,         # tokens to generate
                ) -> dict[str, Callable[[], Tensor]]:
-    "Five ways to continue a prompt: this lesson's cache and transformers' own, each in 32 and in 16 bits, and no cache."
-    half, theirs, theirs_half = half_weights(model), *(as_llama(model, prompt.shape[1] + new).to(prompt.device, dtype) for dtype in (torch.float32, torch.float16))
-    options = dict(max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0, attention_mask=torch.ones_like(prompt))
-    return {"cache": lambda: generate(model, prompt, new), "cache, 16 bits": lambda: generate(half, prompt, new),
-            "transformers": lambda: theirs.generate(prompt, **options),
-            "transformers, 16 bits": lambda: theirs_half.generate(prompt, **options), "no cache": lambda: generate(model, prompt, new, use_cache=False)}
+    "Five ways to continue a prompt: ours and transformers', in 32 and in 16 bits, and no cache."
+    half, total = half_weights(model), prompt.shape[1] + new
+    theirs = as_llama(model, total).to(prompt.device)
+    theirs_half = copy.deepcopy(theirs).half()
+    options = dict(max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0,
+                   attention_mask=torch.ones_like(prompt))
+    return {"cache": partial(generate, model, prompt, new),
+            "cache, 16 bits": partial(generate, half, prompt, new),
+            "transformers": partial(theirs.generate, prompt, **options),
+            "transformers, 16 bits": partial(theirs_half.generate, prompt, **options),
+            "no cache": partial(generate, model, prompt, new, use_cache=False)}
 
-
+@command("bench decode")
 def bench_decode(new:int=512,     # tokens to generate, batch 1
                  rounds:int=2,    # each way so often, in turns; the best counts
                 ) -> None:
-    "Generate with a 10.7M model: the lesson's KV cache and transformers, each in 32 and 16 bits, and no cache; print seconds and ratios as JSON."
-    if new < 1 or rounds < 1: raise TinyLMError("new and rounds are numbers of tokens and of rounds, and begin at 1.")
+    "Generation with the lesson's KV cache, against transformers and no cache; JSON."
+    if new < 1 or rounds < 1: raise TinyLMError("--new and --rounds begin at 1.")
     model = build(LLAMA, 65, 6, 6, 384, 16 + new).eval()
     seconds = race(decoders_of(model, torch.arange(16)[None], new), rounds)
+    def over(a, b): return round(seconds[a] / seconds[b], 2)
     print(json.dumps({f"{k} s": round(v, 3) for k, v in seconds.items()} | dict(
-        tokens_per_s=round(new / seconds["cache, 16 bits"], 1), over_transformers=round(seconds["transformers"] / seconds["cache, 16 bits"], 2),
-        over_transformers_32_bits=round(seconds["transformers"] / seconds["cache"], 2),
-        over_transformers_16_bits=round(seconds["transformers, 16 bits"] / seconds["cache, 16 bits"], 2), over_uncached=round(seconds["no cache"] / seconds["cache"], 2),
+        tokens_per_s=round(new / seconds["cache, 16 bits"], 1),
+        over_transformers=over("transformers", "cache, 16 bits"),
+        over_transformers_32_bits=over("transformers", "cache"),
+        over_transformers_16_bits=over("transformers, 16 bits", "cache, 16 bits"),
+        over_uncached=over("no cache", "cache"),
         parameters=count_parameters(model), threads=torch.get_num_threads())))
 
 # %% ../nbs/week2/04_tiny_lm.ipynb #bfbfc1c7
@@ -606,12 +621,13 @@ def min_p_filter(probs:Tensor,    # probabilities, shape (..., vocabulary)
 def sampler(temperature:float=1.0, top_k:int=0, top_p:float=1.0, min_p:float=0.0,
             seed:int|None=None,                # for repeatable draws
            ) -> Callable[[Tensor], Tensor]:    # for the `pick` of `generate`
-    "Draw a token for each row: temperature, top-k, top-p, then min-p. Greedy if the temperature is 0."
+    "Draw a token for each row: temperature, top-k, top-p, then min-p. Greedy at temperature 0."
     if temperature == 0: return greedy
     generator = torch.Generator().manual_seed(seed) if seed is not None else None
     def pick(logits):
         probs = torch.stack([next_token_probs(row, temperature, top_k, top_p) for row in logits])
-        return torch.multinomial(min_p_filter(probs, min_p).cpu(), 1, generator=generator)[:, 0].to(logits.device)
+        probs = min_p_filter(probs, min_p).cpu()
+        return torch.multinomial(probs, 1, generator=generator)[:, 0].to(logits.device)
     return pick
 
 # %% ../nbs/week2/04_tiny_lm.ipynb #82bf5cd7
@@ -627,11 +643,6 @@ def attention_maps(model:TinyLM, ids:Tensor,   # shape (1, tokens)
     return torch.stack(maps)
 
 # %% ../nbs/week2/04_tiny_lm.ipynb #1a34df49
-def flops_per_token(model:TinyLM, context:int) -> float:
-    "FLOPs of training on one token: 6 a weight that multiplies, and attention over the context (Chowdhery et al., 2022)."
-    weights = sum(p.numel() for p in model.blocks.parameters() if p.ndim == 2) + model.head.weight.numel()
-    return 6 * weights + 12 * len(model.blocks) * model.embed.weight.shape[1] * context
-
 def peak_flops(device:str, dtype=torch.float32) -> float:   # FLOPs a second
     "What this machine reaches on a product of two large square matrices, the best of five."
     n = 8192 if device == "cuda" else 1536   # a card needs more work at once
@@ -641,14 +652,3 @@ def peak_flops(device:str, dtype=torch.float32) -> float:   # FLOPs a second
         (a @ a)[0, 0].item()
         best = min(best, time.perf_counter() - began)
     return 2 * n ** 3 / best
-
-# %% ../nbs/week2/04_tiny_lm.ipynb #b1b59e9f
-def saved_bytes(model:TinyLM, ids:Tensor,   # shape (batch, tokens)
-               ) -> int:                    # bytes, each storage once, without the weights
-    "What a forward pass keeps for the backward pass."
-    own, seen = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
-    def pack(t):
-        if t.untyped_storage().data_ptr() not in own: seen[t.untyped_storage().data_ptr()] = (t.untyped_storage().nbytes(), t)
-        return t
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): loss = model(ids.clone()).float().logsumexp(-1).mean()
-    return sum(size for size, _ in seen.values())

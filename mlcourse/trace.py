@@ -4,19 +4,22 @@
 
 # %% ../nbs/tools/02_trace.ipynb #e3285377
 from __future__ import annotations
-import weakref
+import io, json, weakref
 from bisect import bisect_left, insort
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from .files import CourseError, write_atomic
 
 # %% auto #0
 __all__ = ['SCRATCH', 'KIB', 'MIB', 'MIN_BLOCK', 'SMALL_SIZE', 'SMALL_BUFFER', 'LARGE_BUFFER', 'MIN_LARGE', 'ROUND_LARGE',
-           'WORKSPACE', 'MATMULS', 'Event', 'Trace', 'fake', 'Tracer', 'mark', 'trace', 'OutOfMemory', 'Block',
-           'Allocator', 'add_workspaces', 'Replay', 'replay']
+           'WORKSPACE', 'MATMULS', 'Event', 'Trace', 'fake', 'Tracer', 'mark', 'trace', 'save_trace', 'load_trace',
+           'OutOfMemory', 'Block', 'Allocator', 'add_workspaces', 'Replay', 'replay']
 
 # %% ../nbs/tools/02_trace.ipynb #00ce2fb3
 class Event(NamedTuple):
@@ -48,14 +51,12 @@ def fake() -> FakeTensorMode: # a context manager
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 # %% ../nbs/tools/02_trace.ipynb #95189f8c
-SCRATCH = {"aten._softmax_backward_data.default": lambda grad, output, *_: grad.numel() * grad.element_size()}
+SCRATCH = {"aten._softmax_backward_data.default": lambda grad, output, *_: grad.nbytes}
 
 class Tracer(TorchDispatchMode):
     "Records births and deaths of storages while it is active."
-    def __init__(self,
-                 modules=(),        # `nn.Module`s whose names appear in the trace
-                 device="cpu",      # tensors on this device count: fake tensors say "cpu", meta tensors "meta"
-                ):
+    def __init__(self, modules=(), device="cpu"):
+        "Names `modules`, counts tensors on `device`: \"cpu\" for fake tensors, else \"meta\"."
         super().__init__()
         self.trace, self.stack, self.alive, self.n = Trace(), [], {}, 0
         self.handles, self.seqs, self.names, self.device = [], [], [], device
@@ -91,7 +92,7 @@ class Tracer(TorchDispatchMode):
 
     def mark(self, name:str): # "load", "forward", "backward", "optimizer", …
         "A phase of that name begins here."
-        self.trace.events.append(Event("mark", len(self.trace.events), 0, name, ""))
+        self.trace.events.append(Event("mark", len(self.trace.events), 0, name))
 
     def born(self, storage, op:str):
         "Follow `storage` unless it is followed already."
@@ -113,28 +114,21 @@ class Tracer(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        for t in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(t, torch.Tensor): self._out(t, func, args)
-            elif isinstance(t, (tuple, list)):
-                for u in t: self._out(u, func, args)
+        for t in tree_leaves(out):
+            if isinstance(t, torch.Tensor) and t.device.type == self.device:
+                self._out(t, str(func), args)
         return out
 
-    def _out(self, t, func, args):
-        if not isinstance(t, torch.Tensor) or t.device.type != self.device: return
+    def _out(self, t, op:str, args):
+        "A result is born, unless it shares an input's storage: then it is a view."
         storage = t.untyped_storage()
-        if storage._cdata in self.alive or storage._cdata in self.known(args): return
-        op = str(func)
+        given = {a.untyped_storage()._cdata for a in args if isinstance(a, torch.Tensor)}
+        if storage._cdata in self.alive or storage._cdata in given: return
         self.born(storage, op)
-        if op in SCRATCH: self.passing(SCRATCH[op](*args), op)
-
-    def passing(self, nbytes:int, op:str):
-        "A kernel's own scratch memory: born and gone within the operator."
-        self.n += 1
-        self.trace.events += [Event("alloc", self.n, nbytes, op, self.where), Event("free", self.n, nbytes, op, self.where)]
-
-    def known(self, args):
-        "Storages of the inputs: an output that shares one is a view, not a birth."
-        return {a.untyped_storage()._cdata for a in args if isinstance(a, torch.Tensor)}
+        if op in SCRATCH:   # a kernel's own memory is born and gone within the operator
+            self.n += 1
+            scratch = (self.n, SCRATCH[op](*args), op, self.where)
+            self.trace.events += [Event("alloc", *scratch), Event("free", *scratch)]
 
     def __exit__(self, *a):
         for h in self.handles: h.remove()
@@ -152,7 +146,7 @@ def trace(step,                # a function without arguments
           *, device="cpu",     # name of the device whose tensors count; fake tensors say "cpu"
           modules=(),          # modules whose weights exist already and whose names should appear
          ) -> Trace:
-    "Run `step` and follow every storage. Call it under `fake()`, with the model built under `fake()` too."
+    "Run `step` and follow every storage. Call it, and build the model, under `fake()`."
     modules = [modules] if isinstance(modules, torch.nn.Module) else list(modules)
     t = Tracer(modules, device)
     for m in modules: t.own(*m.parameters(), *m.buffers())
@@ -163,34 +157,54 @@ def trace(step,                # a function without arguments
     events, t.trace = t.trace, None
     return events
 
+# %% ../nbs/tools/02_trace.ipynb #87835310
+def save_trace(t:Trace, file:Path):
+    "Keep a trace, whole or not at all."
+    import numpy as np
+    texts = (s for e in t.events for s in (e.kind, e.op, e.module))
+    names = {n: i for i, n in enumerate(dict.fromkeys(texts))}
+    rows = [(names[e.kind], e.id, e.nbytes, names[e.op], names[e.module]) for e in t.events]
+    columns, data = np.array(rows, dtype=np.int64).reshape(-1, 5), io.BytesIO()
+    text = np.array(json.dumps([list(names), t.meta], default=str))
+    np.savez_compressed(data, columns=columns, text=text)
+    write_atomic(file, data.getvalue())
+
+def load_trace(file:Path) -> Trace:
+    "A trace from disk."
+    import numpy as np
+    with np.load(file, allow_pickle=False) as z:
+        columns, (names, meta) = z["columns"].tolist(), json.loads(str(z["text"]))
+    return Trace([Event(names[k], i, n, names[o], names[m]) for k, i, n, o, m in columns], meta)
+
 # %% ../nbs/tools/02_trace.ipynb #ee513067
 KIB, MIB = 1024, 1024**2
-MIN_BLOCK, SMALL_SIZE, SMALL_BUFFER, LARGE_BUFFER, MIN_LARGE, ROUND_LARGE = 512, MIB, 2*MIB, 20*MIB, 10*MIB, 2*MIB
+MIN_BLOCK, SMALL_SIZE, SMALL_BUFFER = 512, MIB, 2 * MIB
+LARGE_BUFFER, MIN_LARGE, ROUND_LARGE = 20 * MIB, 10 * MIB, 2 * MIB
 
-class OutOfMemory(RuntimeError):
+class OutOfMemory(CourseError):
     "The trace does not fit below the cap."
     def __init__(self, need:int, reserved:int, cap:int, op="", module=""):
         where = f" at {op}" + (f" in {module}" if module else "") if op else ""
-        super().__init__(f"Out of memory{where}: {need/MIB:,.1f} MiB more are needed, {reserved/MIB:,.0f} of {cap/MIB:,.0f} MiB are taken.")
-        self.need, self.reserved, self.cap, self.op, self.module = need, reserved, cap, op, module
+        super().__init__(f"Out of memory{where}: {need/MIB:,.1f} MiB more are needed, "
+                         f"{reserved/MIB:,.0f} of {cap/MIB:,.0f} MiB are taken.")
+        self.need, self.op, self.module = need, op, module
 
 class Block:
     "A piece of a segment; neighbours are linked."
     __slots__ = ("seg", "addr", "size", "free", "prev", "next", "small")
     def __init__(self, seg, addr, size, small):
-        self.seg, self.addr, self.size, self.small, self.free, self.prev, self.next = seg, addr, size, small, True, None, None
+        self.seg, self.addr, self.size, self.small = seg, addr, size, small
+        self.free, self.prev, self.next = True, None, None
 
     @property
     def key(self): return (self.size, self.seg, self.addr)
 
-# %% ../nbs/tools/02_trace.ipynb #edd5a722
 class Allocator:
     "A model of PyTorch's CUDA caching allocator on one stream."
-    def __init__(self,
-                 cap:int|None=None,   # bytes the allocator may reserve; None for no limit
-                ):
+    def __init__(self, cap:int|None=None): # bytes that it may reserve
         self.cap, self.pools, self.blocks = cap, {True: [], False: []}, {}
-        self.allocated = self.reserved = self.peak_allocated = self.peak_reserved = self.segments = 0
+        self.allocated = self.reserved = self.peak_allocated = self.peak_reserved = 0
+        self.segments = 0
 
     def malloc(self, nbytes:int, op="", module="") -> Block:
         "A block of at least `nbytes`. Raises `OutOfMemory`."
@@ -198,11 +212,13 @@ class Allocator:
         small = size <= SMALL_SIZE
         pool = self.pools[small]
         i = bisect_left(pool, (size, float("-inf"), 0))
-        block = self._take(pool[i], small) if i < len(pool) else self._segment(size, small, op, module)
+        if i < len(pool): block = self._take(pool[i], small)
+        else: block = self._segment(size, small, op, module)
         rest = block.size - size
         if rest >= MIN_BLOCK if small else rest > SMALL_SIZE:
             tail = Block(block.seg, block.addr + size, rest, small)
-            tail.prev, tail.next, block.next, block.size = block, block.next, tail, size
+            tail.prev, tail.next = block, block.next
+            block.next, block.size = tail, size
             if tail.next: tail.next.prev = tail
             self._put(tail)
         self.allocated += block.size
@@ -227,10 +243,11 @@ class Allocator:
         "Return wholly free segments to the driver; how many bytes that freed."
         gone = 0
         for small, pool in self.pools.items():
-            whole = [k for k in pool if (b := self.blocks[k[1:]]).prev is None and b.next is None]
-            for k in whole:
-                self._take(k, small)
-                gone += k[0]
+            for key in list(pool):
+                block = self.blocks[key[1:]]
+                if block.prev or block.next: continue   # a part of its segment is in use
+                self._take(key, small)
+                gone += block.size
         self.reserved -= gone
         return gone
 
@@ -247,10 +264,12 @@ class Allocator:
         self.blocks[block.key[1:]] = block
 
     def _segment(self, size, small, op, module) -> Block:
-        n = SMALL_BUFFER if small else LARGE_BUFFER if size < MIN_LARGE else -(-size // ROUND_LARGE) * ROUND_LARGE
+        if small: n = SMALL_BUFFER
+        else: n = LARGE_BUFFER if size < MIN_LARGE else -(-size // ROUND_LARGE) * ROUND_LARGE
         if self.cap is not None and self.reserved + n > self.cap:
             self.empty_cache()
-            if self.reserved + n > self.cap: raise OutOfMemory(n, self.reserved, self.cap, op, module)
+            if self.reserved + n > self.cap:
+                raise OutOfMemory(n, self.reserved, self.cap, op, module)
         self.segments -= 1
         self.reserved += n
         self.peak_reserved = max(self.peak_reserved, self.reserved)
@@ -262,16 +281,14 @@ class Allocator:
 WORKSPACE = 2 * 4096 * KIB + 8 * 16 * KIB
 MATMULS = ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm")
 
-def add_workspaces(trace:Trace,            # a step with the marks "forward" and "backward"
-                   nbytes:int=WORKSPACE,   # size of one
-                  ) -> Trace:
+def add_workspaces(trace:Trace) -> Trace: # of a step with the marks "forward" and "backward"
     "Let cuBLAS allocate its workspace before the first matrix product of each of the two threads."
     events, thread, have = [], "forward", set()
     for e in trace.events:
         if e.kind == "mark": thread = "backward" if e.op == "backward" else "forward"
         elif e.kind == "alloc" and thread not in have and e.op.startswith(MATMULS):
             have.add(thread)
-            events.append(Event("alloc", -len(have), nbytes, "cublas workspace", e.module))
+            events.append(Event("alloc", -len(have), WORKSPACE, "cublas workspace", e.module))
         events.append(e)
     return Trace(events, trace.meta)
 
@@ -284,16 +301,14 @@ class Replay:
     peak_op: str = ""
     peak_module: str = ""
     peak_phase: str = ""
-    oom: OutOfMemory | None = None                          # where it broke, if it did
-    phases: dict = field(default_factory=dict)              # phase -> peak allocated while it lasted
-    starts: dict = field(default_factory=dict)              # phase -> allocated when it began
-    timeline: list[int] = field(default_factory=list)       # allocated after every event
-    reserved: list[int] = field(default_factory=list)       # reserved after every event
-    peak_live: list = field(default_factory=list)           # (bytes, op, module) alive at the peak, biggest first
+    oom: OutOfMemory | None = None                     # where it broke, if it did
+    phases: dict = field(default_factory=dict)         # phase -> peak allocated while it lasted
+    starts: dict = field(default_factory=dict)         # phase -> allocated when it began
+    timeline: list[int] = field(default_factory=list)  # allocated after every event
+    reserved: list[int] = field(default_factory=list)  # reserved after every event
+    peak_live: list = field(default_factory=list)      # (bytes, op, module) at the peak, sorted
 
-def replay(trace:Trace,           # what to replay
-           cap:int|None=None,     # bytes the allocator may reserve
-          ) -> Replay:
+def replay(trace:Trace, cap:int|None=None) -> Replay: # cap: bytes the allocator may reserve
     "Feed `trace` to an `Allocator` and report peaks, phases and, below a cap, what breaks first."
     a, r, live, phase, top = Allocator(cap), Replay(), {}, "start", -1
     for i, e in enumerate(trace.events):
@@ -303,7 +318,8 @@ def replay(trace:Trace,           # what to replay
                 r.oom = oom
                 break
             if a.allocated > r.peak_allocated:
-                r.peak_allocated, r.peak_op, r.peak_module, r.peak_phase, top = a.allocated, e.op, e.module, phase, i
+                r.peak_allocated, r.peak_op, r.peak_module = a.allocated, e.op, e.module
+                r.peak_phase, top = phase, i
             r.phases[phase] = max(r.phases.get(phase, 0), a.allocated)
         elif e.kind == "free":
             if e.id in live: a.free(live.pop(e.id))

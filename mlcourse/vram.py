@@ -4,34 +4,31 @@
 
 # %% ../nbs/week1/02_vram.ipynb #be7f74c6
 from __future__ import annotations
-import csv, difflib, hashlib, json, os, sys
-from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime
+import difflib, hashlib, json
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
 import mlcourse
-from .files import UsageError
+from .course import command
+from .files import cache_dir, console, progress_bar
+from .measure import (benchmark, measure_step, need_card, other_planners, t4_rows,
+                              workload_of)
+from .workload import MIB, PlanError, Workload, optimizer_name
 
 # %% auto #0
-__all__ = ['MIB', 'GIB', 'DATA', 'MEDIA', 'SUFFIXES', 'NEEDED', 'CONTEXT_MIB', 'DESKTOP_MIB', 'CARD_MIB', 'TARGETS', 'LINEAR',
-           'CHOICES', 'TRACED', 'PARTS', 'LOADING', 'MARGIN', 'BAND', 'COLOURS', 'LETTERS', 'PlanError', 'catalogue',
-           'short_names', 'near', 'read_config', 'from_hub', 'find_config', 'layer_shapes', 'parameters',
-           'weight_bytes', 'adapter_parameters', 'training_bytes', 'activation_bytes', 'logits_bytes', 'kv_bytes',
-           'card_mib', 'Plan', 'check', 'by_rules', 'trace', 'save_trace', 'load_trace', 'traced', 'parts_at_peak',
-           'Prediction', 'predict', 'stack', 'plot_stack', 'plot_timeline', 'options', 'find_remedies', 'bar', 'show',
-           'plan', 'planner', 't4_plan', 'against', 'benchmark', 'bench_vram', 'build_real', 'real_steps',
-           'measure_step', 'show_measured', 'card_rows', 'card_plan']
+__all__ = ['GIB', 'DATA', 'MEDIA', 'SUFFIXES', 'NEEDED', 'LOCAL', 'CONTEXT_MIB', 'DESKTOP_MIB', 'CARD_MIB', 'PARTS', 'MARGIN',
+           'BAND', 'COLOURS', 'CHEAP', 'LETTERS', 'catalogue', 'short_names', 'near', 'read_config', 'from_hub',
+           'find_config', 'widths', 'layer_shapes', 'parameters', 'weight_bytes', 'adapter_parameters',
+           'training_bytes', 'activation_bytes', 'logits_bytes', 'kv_bytes', 'card_mib', 'Plan', 'check', 'by_rules',
+           'traced', 'parts_at_peak', 'Prediction', 'predict', 'stack', 'plot_stack', 'options', 'find_remedies', 'bar',
+           'show', 'plan', 'show_measured', 'plan_of', 'against', 'answers', 'bench_vram']
 
 # %% ../nbs/week1/02_vram.ipynb #b4873856
-MIB, GIB = 2**20, 2**30
+GIB = 2**30
 DATA = Path(mlcourse.__file__).parent/"data"
-
-class PlanError(UsageError):
-    "A plan that cannot be made; the message says what to change."
-    exit_code = 2
 
 @lru_cache
 def catalogue() -> dict[str, dict]:   # hub name: {"source", "parameters", "same_shape", "config"}
@@ -39,86 +36,100 @@ def catalogue() -> dict[str, dict]:   # hub name: {"source", "parameters", "same
     return json.loads((DATA/"configs.json").read_text(encoding="utf-8"))
 
 # %% ../nbs/week1/02_vram.ipynb #ef14df31
-MEDIA = {   # pictures and sound: name and tasks; the numbers of their models are in `mlcourse.media_workloads`
-    "sd-1.5": ("infer", "lora", "full"), "sdxl": ("infer", "lora"), "vit-tiny": ("full",), "ddpm-cifar": ("full",), "llava-1.5-7b": ("infer", "qlora"),
-    **{f"yolov8{s}": ("full",) for s in "nsmlx"}, **{f"whisper-{s}": ("infer", "full") for s in ("tiny", "base", "small", "medium", "large-v2", "turbo")}}
+MEDIA = {   # pictures and sound: name and tasks; `mlcourse.media_workloads` has their numbers
+    "sd-1.5": ("infer", "lora", "full"), "sdxl": ("infer", "lora"), "vit-tiny": ("full",),
+    "ddpm-cifar": ("full",), "llava-1.5-7b": ("infer", "qlora"),
+    **{f"yolov8{size}": ("full",) for size in "nsmlx"},
+    **{f"whisper-{size}": ("infer", "full")
+       for size in ("tiny", "base", "small", "medium", "large-v2", "turbo")}}
 
 SUFFIXES = ("-instruct", "-chat-hf", "-chat", "-hf", "-it")
 
 @lru_cache
 def short_names() -> dict[str, str]:   # lower-case name: the hub name whose numbers count
-    "Every way to say the models of the catalogue. A name that two models share is left to the first."
+    "Every way to say the catalogue's models. A name that two models share is the first's."
     names = {}
     for name, entry in catalogue().items():
         for full in (name, *entry["same_shape"]): names.setdefault(full.lower(), name)
     for name in list(names):
         short = name.partition("/")[2]
-        for s in (short, *(short.removesuffix(end) for end in SUFFIXES)): names.setdefault(s, names[name])
+        for s in (short, *(short.removesuffix(end) for end in SUFFIXES)):
+            names.setdefault(s, names[name])
     return names
 
 def near(name:str) -> str:   # " Near matches: …", or what there is
     "Names like `name`."
-    found = difflib.get_close_matches(name.lower().rpartition("/")[2], [*MEDIA, *(n for n in short_names() if "/" not in n)], n=4, cutoff=0.5)
+    known = [*MEDIA, *(n for n in short_names() if "/" not in n)]
+    found = difflib.get_close_matches(name.lower().rpartition("/")[2], known, n=4, cutoff=0.5)
     names = list(dict.fromkeys(short_names().get(n, n) for n in found)) or [*catalogue(), *MEDIA]
     return f"{'Near matches' if found else 'The catalogue has'}: {', '.join(names)}."
 
-
 NEEDED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+LOCAL = "A local config.json, or the folder it is in, works too."
 
 def read_config(path:Path) -> dict:
     "The configuration in a file or in a model's folder. Raises `PlanError`."
     file = path/"config.json" if path.is_dir() else path
-    if not file.is_file(): raise PlanError(f"{path} holds no config.json, so it is no model folder.")
+    if not file.is_file(): raise PlanError(f"{path} holds no config.json: it is no model folder.")
     try: config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e: raise PlanError(f"{file} is not a configuration: it does not read as JSON ({e}).") from e
-    if not isinstance(config, dict): raise PlanError(f"{file} is not a configuration: it holds no table of names and numbers.")
-    if "model_type" not in config: raise PlanError(f"{file} names no model_type, so its model class is unknown.")
+    except (OSError, ValueError) as e: raise PlanError(f"{file} is no readable JSON: {e}.") from e
+    if not isinstance(config, dict): raise PlanError(f"{file} holds no table of names and numbers.")
+    if "model_type" not in config: raise PlanError(f"{file} names no model_type.")
     bad = [k for k in NEEDED if not (isinstance(config.get(k), int) and config[k] > 0)]
-    if bad: raise PlanError(f"{file} describes no decoder that can be planned: {', '.join(bad)} must be a whole number above 0.")
+    if bad: raise PlanError(f"{file}: {', '.join(bad)} must be a whole number above 0.")
     return config
-
 
 def from_hub(name:str) -> dict:
     "The configuration of a model on the hub, or a `PlanError` that says why not."
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
     try: return read_config(Path(hf_hub_download(name, "config.json", etag_timeout=5)))
-    except GatedRepoError as e: why = f"{name} is gated: accept its licence at https://huggingface.co/{name}, and run `hf auth login`."
-    except RepositoryNotFoundError: why = f"The hub has no model {name}, or it is private."
     except PlanError: raise
+    except GatedRepoError:
+        why = f"{name} is gated: accept its licence on the hub, and run `hf auth login`"
+    except RepositoryNotFoundError: why = f"The hub has no model {name}, or it is private"
     except Exception as e:   # offline, a proxy, a bad name: the hub's client has many words for it
-        why = f"{name} is not in the catalogue, and the hub could not be asked ({type(e).__name__})."
-    raise PlanError(f"{why} {near(name)} A local config.json, or the folder it is in, works too.")
+        why = f"{name} is not in the catalogue, and the hub gave no answer ({type(e).__name__})"
+    raise PlanError(f"{why}. {near(name)} {LOCAL}")
 
-# %% ../nbs/week1/02_vram.ipynb #60736887
-def find_config(model:str,          # a name, a folder with a config.json, or such a file
-               ) -> tuple[str, dict]: # the full name, and the configuration as a dictionary
-    "The configuration of a model. Raises `PlanError`, with near matches, if there is none."
+def find_config(model:str) -> tuple[str, dict]: # the full name, and the configuration
+    "By a name, a folder with a config.json, or such a file. Raises `PlanError` with near matches."
     model = model.strip()
     if not model: raise PlanError(f"No model is named. {near(model)}")
     path = Path(model).expanduser()
     if path.is_dir() or path.is_file(): return str(path), read_config(path)
     name = short_names().get(model.lower())
     if name: return name, dict(catalogue()[name]["config"])
-    if model.endswith(".json") or model[0] in "./~\\": raise PlanError(f"There is no file or folder {model}.")
-    if model.count("/") != 1: raise PlanError(f"There is no model {model!r}. {near(model)} A local config.json, or the folder it is in, works too.")
+    if model.endswith(".json") or model[0] in "./~\\":
+        raise PlanError(f"There is no file or folder {model}.")
+    if model.count("/") != 1: raise PlanError(f"There is no model {model!r}. {near(model)} {LOCAL}")
     return model, from_hub(model)
 
 # %% ../nbs/week1/02_vram.ipynb #47eb3dff
-def layer_shapes(c:dict,                       # a configuration
+def widths(c:dict,                       # a configuration
+          ) -> tuple[int, int, int, int]: # of hidden states, feed-forward, queries, and keys
+    "How wide a decoder's vectors are."
+    h, heads = c["hidden_size"], c["num_attention_heads"]
+    d = c.get("head_dim") or h // heads
+    i = c.get("intermediate_size") or 4 * h
+    return h, i, heads * d, (c.get("num_key_value_heads") or heads) * d
+
+def layer_shapes(c:dict,                          # a configuration
                 ) -> dict[str, tuple[int, int]]:  # matrix of one layer: (inputs, outputs)
     "The linear layers of one decoder block. Phi-3 fuses some of them; the sizes add up the same."
-    h, i, heads = c["hidden_size"], c.get("intermediate_size") or 4 * c["hidden_size"], c["num_attention_heads"]
-    d = c.get("head_dim") or h // heads
-    q, kv = heads * d, (c.get("num_key_value_heads") or heads) * d
-    if c["model_type"] == "phi3": return dict(qkv_proj=(h, q + 2 * kv), o_proj=(q, h), gate_up_proj=(h, 2 * i), down_proj=(i, h))
-    return dict(q_proj=(h, q), k_proj=(h, kv), v_proj=(h, kv), o_proj=(q, h), gate_proj=(h, i), up_proj=(h, i), down_proj=(i, h))
+    h, i, q, kv = widths(c)
+    if c["model_type"] == "phi3":
+        return dict(qkv_proj=(h, q + 2 * kv), o_proj=(q, h), gate_up_proj=(h, 2 * i),
+                    down_proj=(i, h))
+    return dict(q_proj=(h, q), k_proj=(h, kv), v_proj=(h, kv), o_proj=(q, h),
+                gate_proj=(h, i), up_proj=(h, i), down_proj=(i, h))
 
 def parameters(c:dict,               # a configuration
               ) -> tuple[int, int]:  # in the matrices of the layers, and everywhere else
     "How many parameters a decoder has."
     shapes, h, n = layer_shapes(c), c["hidden_size"], c["num_hidden_layers"]
-    biases = sum(shapes[k][1] for k in ("q_proj", "k_proj", "v_proj")) if c["model_type"] == "qwen2" else 0
+    biased = ("q_proj", "k_proj", "v_proj") if c["model_type"] == "qwen2" else ()
+    biases = sum(shapes[k][1] for k in biased)
     tables = c["vocab_size"] * h * (1 if c.get("tie_word_embeddings") else 2)
     return n * sum(a * b for a, b in shapes.values()), tables + n * (2 * h + biases) + h
 
@@ -133,32 +144,32 @@ def weight_bytes(c:dict,                  # a configuration
     return matrices * bits / 8 + rest * 2
 
 # %% ../nbs/week1/02_vram.ipynb #3c56395c
-def adapter_parameters(c:dict, rank:int,
-                       targets:tuple[str, ...]=(),  # names of matrices; all when empty
+def adapter_parameters(c:dict, lora_r:int,
+                       target_modules:tuple[str, ...]=(),  # names of matrices; all when empty
                       ) -> int:
     "Trained parameters of a LoRA."
     shapes = layer_shapes(c)
-    return c["num_hidden_layers"] * sum(rank * sum(shapes[t]) for t in targets or shapes)
+    return c["num_hidden_layers"] * sum(lora_r * sum(shapes[t]) for t in target_modules or shapes)
 
-def training_bytes(trained:int,          # trained parameters
-                   optim:str="adamw",    # adamw, adamw8bit or paged_adamw8bit
-                   width:int=4,          # bytes of a trained parameter
+def training_bytes(trained:int,               # trained parameters
+                   optim:str="adamw_torch",   # adamw_torch, adamw_8bit or paged_adamw_8bit
+                   width:int=4,               # bytes of a trained parameter
                   ) -> dict[str, float]:
     "Memory of gradients and of the optimizer's states."
-    state = dict(adamw=2 * width, adamw8bit=2 + 2 * 4/256, paged_adamw8bit=2 + 2 * 4/256)[optim]
+    state = 2 * width if optim == "adamw_torch" else 2 + 2 * 4/256
     return dict(gradients=trained * width, optimizer=trained * state)
 
 # %% ../nbs/week1/02_vram.ipynb #fbfbaa99
 def activation_bytes(c:dict, seq:int, batch:int=1,
-                     attn:str="sdpa",            # sdpa or eager
-                     checkpointing:bool=True,    # keep the layers' inputs only?
-                    ) -> int:                    # bytes
+                     attn_implementation:str="sdpa",     # sdpa or eager
+                     gradient_checkpointing:bool=True,   # keep the layers' inputs only?
+                    ) -> int:                            # bytes
     "What the layers keep for backward, by the count above."
-    s, h, n, heads = layer_shapes(c), c["hidden_size"], c["num_hidden_layers"], c["num_attention_heads"]
-    i, d = c["intermediate_size"], c.get("head_dim") or h // heads
-    q, kv = heads * d, (c.get("num_key_value_heads") or heads) * d
-    token = 12 * h + 2 * (3 * q + 3 * kv) + 8 * i + (8 * heads * seq if attn == "eager" else 0)
-    return seq * batch * (token + 2 * h * n if checkpointing else token * n)
+    h, i, q, kv = widths(c)
+    token = 12 * h + 2 * (3 * q + 3 * kv) + 8 * i
+    if attn_implementation == "eager": token += 8 * c["num_attention_heads"] * seq
+    n = c["num_hidden_layers"]
+    return seq * batch * (token + 2 * h * n if gradient_checkpointing else token * n)
 
 # %% ../nbs/week1/02_vram.ipynb #288d9c1b
 def logits_bytes(c:dict, seq:int, batch:int=1,
@@ -171,8 +182,7 @@ def logits_bytes(c:dict, seq:int, batch:int=1,
 # %% ../nbs/week1/02_vram.ipynb #5090e99d
 def kv_bytes(c:dict, seq:int, batch:int=1) -> int:
     "The KV cache in 16 bits."
-    d = c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"]
-    return 2 * 2 * c["num_hidden_layers"] * (c.get("num_key_value_heads") or c["num_attention_heads"]) * d * seq * batch
+    return 2 * 2 * c["num_hidden_layers"] * widths(c)[3] * seq * batch
 
 # %% ../nbs/week1/02_vram.ipynb #3b0a56d7
 CONTEXT_MIB, DESKTOP_MIB = 250, 400            # assumed where nothing is measured
@@ -183,179 +193,132 @@ def card_mib(vram_gb:float) -> int:
     return CARD_MIB.get(vram_gb, int(vram_gb * 1024))
 
 # %% ../nbs/week1/02_vram.ipynb #a7c6f938
-TARGETS = {"phi3": ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")}
-LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-CHOICES = dict(task=("qlora", "lora", "full", "infer"), attn=("sdpa", "eager"), dtype=("bf16", "fp16"),
-               optim=("adamw", "adamw8bit", "paged_adamw8bit"), recipe=("trl", "kbit"))
-
 @dataclass(frozen=True)
-class Plan:
+class Plan(Workload):
     "A workload and a card."
-    model: str                       # a name, or a path
-    task: str = "qlora"              # qlora, lora, full or infer
-    seq: int = 2048                  # tokens of a sequence; for infer, of prompt and answer together
-    batch: int = 1                   # sequences at a time
-    vram: float = 12                 # of the card, GB
-    rank: int = 16                   # of the adapters
-    targets: tuple[str, ...] = ()    # matrices that get adapters; all linear ones when empty
-    attn: str = "sdpa"               # sdpa or eager
-    dtype: str = "bf16"              # bf16 or fp16
-    optim: str = "adamw"             # adamw, adamw8bit or paged_adamw8bit
-    recipe: str = "trl"              # trl: its chunked loss, no casts; kbit: the old casts and the plain loss
-    double_quant: bool = True        # quantize the scales of NF4 as well?
-    checkpointing: bool = True       # compute activations again in backward?
-    accumulation: int = 1            # forward and backward passes before a step of the optimizer
-    four_bit: bool = False           # 4-bit weights for infer; qlora has them anyway
-    read_ahead: int = 0              # 16-bit weights that are read before the one being quantized is done: 0 in today's transformers, some 40 in 5.0
-    dropout: float = 0.0             # share of the adapters' inputs set to 0
-    context_mib: float | None = None # CUDA context, where it is known
-    desktop_mib: float = DESKTOP_MIB # what others have of the card
+    vram: float = 12                    # of the card, GB
+    context_mib: float | None = None    # CUDA context, where it is known
+    desktop_mib: float = DESKTOP_MIB    # what others have of the card
 
-    @property
-    def trains(self) -> bool: return self.task != "infer"
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < self.vram <= 4096:
+            raise PlanError(f"vram is the card's memory in GB, above 0, and {self.vram:g} is not.")
+        for name in ("context_mib", "desktop_mib"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 2**20:
+                raise PlanError(f"{name} is a number of MiB, 0 or above, and {value:g} is not.")
+        if self.room_mib <= 0:
+            raise PlanError(f"CUDA context and desktop: nothing is left of {self.vram:g} GB.")
+
     @property
     def is_media(self) -> bool: return self.model.strip().lower() in MEDIA
     @property
-    def packed(self) -> bool: return self.task == "qlora" or (self.task == "infer" and self.four_bit)
-    @property
-    def kernel(self) -> str: return "efficient" if self.dtype == "fp16" else "auto"   # cards that need fp16 know no FlashAttention
+    def kind(self) -> str:   # which margin of error counts
+        return "media" if self.is_media else "train" if self.trains else "infer"
     @property
     def context(self) -> float: return CONTEXT_MIB if self.context_mib is None else self.context_mib
     @property
     def room_mib(self) -> float: return card_mib(self.vram) - self.context - self.desktop_mib
+    @property
+    def workload(self) -> dict: # what a trace depends on, beside the model
+        return {f.name: getattr(self, f.name) for f in fields(Workload) if f.name != "model"}
 
 # %% ../nbs/week1/02_vram.ipynb #03351378
 def check(plan:Plan) -> tuple[str, dict]: # the model's full name and its configuration
-    "Refuse what makes no sense. Raises `PlanError`."
-    for name, allowed in CHOICES.items():
-        if getattr(plan, name) not in allowed: raise PlanError(f"There is no {name} {getattr(plan, name)!r}. Choose one of: {', '.join(allowed)}.")
-    for name, least, most in (("seq", 1, 2**24), ("batch", 1, 65536), ("rank", 1, 65536), ("accumulation", 1, 65536), ("read_ahead", 0, 65536)):
-        value = getattr(plan, name)
-        if not least <= value <= most: raise PlanError(f"{name} must be a whole number from {least} to {most:,}, and {value} is not.")
-    if not 0 <= plan.dropout < 1: raise PlanError(f"dropout is a share from 0 to below 1, and {plan.dropout:g} is not.")
-    if not 0 < plan.vram <= 4096: raise PlanError(f"vram is the card's memory in GB, above 0; {plan.vram:g} is no such thing.")
-    for name in ("context_mib", "desktop_mib"):
-        value = getattr(plan, name)
-        if value is not None and not 0 <= value < 2**20: raise PlanError(f"{name} is a number of MiB, 0 or above; {value:g} is no such thing.")
-    if plan.room_mib <= 0: raise PlanError(f"Of {card_mib(plan.vram):,} MiB nothing is left beside the CUDA context and the desktop.")
+    "Refuse what this model cannot do. Raises `PlanError`."
     if plan.is_media: return _check_media(plan)
     name, config = find_config(plan.model)
     longest = config.get("max_position_embeddings")
-    if longest and plan.seq > longest: raise PlanError(f"{name} was made for {longest:,} tokens at most, and seq is {plan.seq:,}.")
-    if plan.task in ("lora", "qlora"):
-        known = TARGETS.get(config["model_type"], LINEAR)
-        odd = [t for t in plan.targets if t not in known]
-        if odd: raise PlanError(f"{name} has no layer {', '.join(odd)} to adapt. It has: {', '.join(known)}.")
-        if plan.rank > config["hidden_size"]: raise PlanError(f"A rank of {plan.rank} is no low rank: {name} is {config['hidden_size']} wide.")
+    if longest and plan.seq > longest:
+        raise PlanError(f"{name} was made for {longest:,} tokens at most, and seq is {plan.seq:,}.")
+    if plan.adapts:
+        known, width = layer_shapes(config), config["hidden_size"]
+        odd = ", ".join(t for t in plan.target_modules if t not in known)
+        if odd: raise PlanError(f"{name} has no layer {odd} to adapt. It has: {', '.join(known)}.")
+        if plan.lora_r > width:
+            raise PlanError(f"A lora_r of {plan.lora_r} is no low rank: {name} is {width} wide.")
     return name, config
 
 def _check_media(plan:Plan) -> tuple[str, dict]:
     name = plan.model.strip().lower()
-    if plan.task not in MEDIA[name]: raise PlanError(f"{name} is planned for --task {' or '.join(MEDIA[name])}, not for {plan.task}.")
-    if name.startswith("whisper") and plan.seq > 448: raise PlanError(f"{name} writes 448 tokens at most, and seq is {plan.seq:,}. Say --seq 128.")
+    if plan.task not in MEDIA[name]:
+        tasks = " or ".join(MEDIA[name])
+        raise PlanError(f"{name} is planned for --task {tasks}, not for {plan.task}.")
+    if name.startswith("whisper") and plan.seq > 448:
+        raise PlanError(f"{name} writes 448 tokens at most: say --seq 128, not {plan.seq:,}.")
     return name, dict(media=name)
 
-
 # %% ../nbs/week1/02_vram.ipynb #bc16eedf
-def by_rules(plan:Plan,
-            ) -> dict[str, float]:  # part: MiB; their sum is the rules' answer
+def by_rules(plan:Plan) -> dict[str, float]:  # part: MiB; their sum is the rules' answer
     "What the rules of this lesson say."
     _, c = check(plan)
-    matrices, rest = parameters(c)
-    adapters = adapter_parameters(c, plan.rank, plan.targets) if plan.task in ("lora", "qlora") else 0
-    trained, width = (matrices + rest, 2) if plan.task == "full" else (adapters, 2 if (plan.task, plan.recipe) == ("qlora", "trl") else 4)
-    parts = dict(weights=weight_bytes(c, plan.packed, plan.double_quant) + width * adapters)
+    trained = adapter_parameters(c, plan.lora_r, plan.target_modules) if plan.adapts else 0
+    width = 4 if plan.adapts and (plan.task, plan.recipe) != ("qlora", "trl") else 2
+    parts = dict(weights=weight_bytes(c, plan.packed, plan.double_quant) + width * trained)
+    if plan.task == "full": trained = sum(parameters(c))
     if plan.trains:
         parts |= training_bytes(trained, plan.optim, width)
-        parts["activations"] = activation_bytes(c, plan.seq, plan.batch, plan.attn, plan.checkpointing)
+        parts["activations"] = activation_bytes(c, plan.seq, plan.batch, plan.attn_implementation,
+                                                plan.gradient_checkpointing)
         parts["logits"] = logits_bytes(c, plan.seq, plan.batch, plan.recipe == "trl")
     else: parts["KV cache"] = kv_bytes(c, plan.seq, plan.batch)
     return {k: v / MIB for k, v in parts.items()}
 
-# %% ../nbs/week1/02_vram.ipynb #b8d6c9d3
-def trace(step,       # a function without arguments: build a model, run it, train it
-          **options,  # `modules=` whose weights exist already and whose names should appear
-         ):           # a `mlcourse.trace.Trace`
-    "Follow every storage of any step of yours. Run it under `mlcourse.trace.fake()`, or nothing is saved."
-    from mlcourse.trace import trace as follow
-    return follow(step, **options)
-
 # %% ../nbs/week1/02_vram.ipynb #635af285
-TRACED = ("task", "seq", "batch", "rank", "targets", "attn", "dtype", "optim", "recipe", "double_quant", "checkpointing", "accumulation",
-          "four_bit", "read_ahead", "dropout")
-
 def _key(plan:Plan, config:dict) -> str:
-    "What a trace depends on: the workload, the configuration, the libraries, and the code that makes traces."
-    code = hashlib.sha256()
-    for name in ("trace", "workloads", "media_workloads"): code.update((Path(mlcourse.__file__).parent/f"{name}.py").read_bytes())
-    parts = [{k: getattr(plan, k) for k in TRACED}, config, [metadata.version(m) for m in ("torch", "transformers", "peft")], code.hexdigest()]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+    "What a trace depends on: the workload, the model, the libraries, the code that makes traces."
+    versions = [metadata.version(m) for m in ("torch", "transformers", "peft")]
+    parts = [plan.workload, config, versions]
+    key, here = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()), Path(mlcourse.__file__)
+    for name in ("trace", "workload", "workloads", "media_workloads"):
+        key.update(here.with_name(f"{name}.py").read_bytes())
+    return key.hexdigest()[:24]
 
-def save_trace(t, file:Path):
-    "Keep a trace: numbers in arrays, names once each. Written beside and then moved, so that no half file is ever read."
-    import numpy as np
-    names = {n: i for i, n in enumerate(dict.fromkeys(s for e in t.events for s in (e.kind, e.op, e.module)))}
-    columns = np.array([(names[e.kind], e.id, e.nbytes, names[e.op], names[e.module]) for e in t.events], dtype=np.int64).reshape(-1, 5)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    tmp = file.with_suffix(f".{os.getpid()}.tmp")
-    with tmp.open("wb") as f: np.savez_compressed(f, columns=columns, text=np.array(json.dumps([list(names), t.meta], default=str)))
-    tmp.replace(file)
-
-def load_trace(file:Path):
-    "A trace from disk."
-    import numpy as np
-    from mlcourse.trace import Event, Trace
-    with np.load(file, allow_pickle=False) as z: columns, (names, meta) = z["columns"].tolist(), json.loads(str(z["text"]))
-    return Trace([Event(names[k], i, n, names[o], names[m]) for k, i, n, o, m in columns], meta)
-
-# %% ../nbs/week1/02_vram.ipynb #df9af22c
 @lru_cache(4)
-def _trace_of(file:Path): return load_trace(file)
+def _trace_of(file:Path):
+    from mlcourse.trace import load_trace
+    return load_trace(file)
 
 def traced(plan:Plan):  # a `mlcourse.trace.Trace`
-    "The trace of a plan's workload, from the cache if it was made before. Raises `PlanError` if the model cannot be built."
-    from mlcourse.files import cache_dir
+    "The trace of a plan's workload, from the cache if it is there. Raises `PlanError`."
     name, config = check(plan)
-    plan = replace(plan, accumulation=min(plan.accumulation, 2))   # from the second pass on, every pass finds the same
+    # from the second pass on, every pass finds the same
+    plan = replace(plan, gradient_accumulation_steps=min(plan.gradient_accumulation_steps, 2))
     file = cache_dir()/"vram"/f"{_key(plan, config)}.npz"
     if not file.exists():
-        try: t = _run_media(name, plan) if plan.is_media else _run_llm(config, plan)
-        except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, RuntimeError) as e:
-            raise PlanError(f"{name} could not be run as {plan.task} on fake tensors: {type(e).__name__}: {str(e).splitlines()[0]}") from e
-        save_trace(t, file)
+        from mlcourse import media_workloads, workloads
+        from mlcourse.trace import save_trace
+        run = media_workloads.media_trace if plan.is_media else workloads.run
+        work = Workload(name if plan.is_media else config, **plan.workload)
+        try: save_trace(run(work), file)
+        except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as e:
+            raise PlanError(f"{name} could not be run as {plan.task} on fake tensors: "
+                            f"{type(e).__name__}: {str(e).splitlines()[0]}") from e
     return _trace_of(file)
-
-def _run_llm(config:dict, plan:Plan):
-    from mlcourse import workloads
-    return workloads.run(workloads.LLM(config, **{k: getattr(plan, k) for k in TRACED}, kernel=plan.kernel))
-
-def _run_media(name:str, plan:Plan):
-    from mlcourse.media_workloads import media_trace
-    return media_trace(name, plan.task, plan.batch, plan.rank, plan.seq, plan.checkpointing, plan.optim != "adamw")
 
 # %% ../nbs/week1/02_vram.ipynb #35c1e085
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "KV cache")
 
-def parts_at_peak(t,              # a trace with the phases load, forward, backward, optimizer marked
-                  vocabulary:int, # words
-                 trains:bool=True,
-                 ) -> dict[str, float]:  # part: MiB; they sum to the peak
-    "What was alive at the peak."
+def parts_at_peak(t, vocabulary:int, trains:bool) -> dict[str, float]: # part: MiB
+    "What was alive at the peak of a trace with its phases marked; the parts sum to it."
     live, born, phase, now, top, index, kept = {}, {}, "load", 0, -1, 0, set()
     for i, e in enumerate(t.events):
-        if e.kind == "mark":
-            phase = phase if e.op == "empty_cache" else e.op
-            if phase == "optimizer": kept |= {n for n in live if born[n] == "backward"}
-        elif e.kind == "alloc":
+        if e.kind == "alloc":
             live[e.id], born[e.id] = -(-e.nbytes // 512) * 512, phase
             now += live[e.id]
             if now > top: top, index = now, i
-        else: now -= live.pop(e.id, 0)
+        elif e.kind == "free": now -= live.pop(e.id, 0)
+        elif e.op != "empty_cache":
+            phase = e.op
+            if phase == "optimizer": kept |= {n for n in live if born[n] == "backward"}
     at_peak, parts = {}, dict.fromkeys(PARTS, 0)
     for e in t.events[:index + 1]:
         if e.kind == "alloc": at_peak[e.id] = e
         elif e.kind == "free": at_peak.pop(e.id, None)
-    for n, e in at_peak.items(): parts[_part(e, born[n], n in kept, vocabulary, trains)] += -(-e.nbytes // 512) * 512 / MIB
+    for n, e in at_peak.items():
+        part = _part(e, born[n], n in kept, vocabulary, trains)
+        parts[part] += -(-e.nbytes // 512) * 512 / MIB
     return {k: v for k, v in parts.items() if v}
 
 def _part(e, phase:str, kept:bool, vocabulary:int, trains:bool) -> str:
@@ -364,14 +327,16 @@ def _part(e, phase:str, kept:bool, vocabulary:int, trains:bool) -> str:
     if phase == "optimizer": return "optimizer"
     if kept: return "gradients"
     if not trains and "cat" in e.op and e.module.endswith("attn"): return "KV cache"
-    return "logits" if vocabulary and "layers." not in e.module and e.nbytes % vocabulary == 0 and e.nbytes >= 8 * vocabulary else "activations"
+    table = vocabulary and e.nbytes % vocabulary == 0 and e.nbytes >= 8 * vocabulary
+    return "logits" if table and "layers." not in e.module else "activations"
 
 # %% ../nbs/week1/02_vram.ipynb #2fa00326
-LOADING = 0.02   # of reserved memory, added for 4-bit models: how their loading cuts up the memory differs from run to run, mostly upwards
-MARGIN = dict(train=17.0, infer=20.0, media=28.0)   # percent; where it comes from is in BAND
-BAND = dict(train="the worst error of process memory on 57 measured training steps of small models on a Tesla T4, if nothing is known of how their weights were read",
-            infer="an assumption: two runs on a card came within 1.1 % of the predicted tensors, too few for a band",
-            media="the worst error against some twenty published figures of such models; none of them was measured here")
+MARGIN = dict(train=15.0, infer=20.0, media=28.0)   # percent; where it comes from is in BAND
+BAND = dict(
+    train="the worst error of process memory on 57 measured training steps of small models on a "
+          "Tesla T4, if nothing is known of how their weights were read",
+    infer="an assumption: two runs on a card came within 1.1 %, too few for a band",
+    media="the worst error against some twenty published figures, none of them measured here")
 
 @dataclass(frozen=True)
 class Prediction:
@@ -379,7 +344,7 @@ class Prediction:
     plan: Plan
     name: str                  # the model's full name
     peak_allocated_mib: float  # tensors at the worst moment
-    peak_reserved_mib: float   # what PyTorch holds, at most; for 4-bit models with the allowance of `LOADING`
+    peak_reserved_mib: float   # what PyTorch holds, at most
     context_mib: float         # CUDA context: measured if you gave it, else assumed
     process_mib: float         # reserved and context
     fits: bool                 # does the step run under the card's cap?
@@ -394,18 +359,26 @@ class Prediction:
 
     def as_json(self) -> dict:
         "What programs read."
-        keys = ("peak_allocated_mib", "peak_reserved_mib", "context_mib", "process_mib", "fits", "peak_op", "peak_module", "margin_pct", "remedies")
-        return {k: round(v, 1) if isinstance(v := getattr(self, k), float) else v for k in keys}
+        keys = ("peak_allocated_mib", "peak_reserved_mib", "context_mib", "process_mib", "fits",
+                "peak_op", "peak_module", "margin_pct", "remedies")
+        said = {k: getattr(self, k) for k in keys}
+        return {k: round(v, 1) if isinstance(v, float) else v for k, v in said.items()}
+
+    @property
+    def where(self) -> str: # such as "aten.mm.default in lm_head"
+        return self.peak_op + (f" in {self.peak_module}" if self.peak_module else "")
 
     @property
     def verdict(self) -> str:
         "The answer in a sentence, with how sure it is."
-        p, need = self.plan, self.process_mib + self.plan.desktop_mib
-        room = card_mib(p.vram)
-        numbers = f"{self.process_mib:,.0f} MiB (± {self.margin_pct:.0f} %) and {p.desktop_mib:,.0f} for the desktop, of {room:,} MiB"
+        desktop, room = self.plan.desktop_mib, card_mib(self.plan.vram)
+        numbers = (f"{self.process_mib:,.0f} MiB (± {self.margin_pct:.0f} %) and {desktop:,.0f} "
+                   f"for the desktop, of {room:,} MiB")
         if not self.fits: return f"Does not fit: {numbers}. {self.breaks}".strip()
-        if need > room: return f"Fits, barely: {numbers}; it runs because PyTorch gives unused memory back at the limit."
-        if self.process_mib * (1 + self.margin_pct / 100) + p.desktop_mib > room: return f"Fits, but within the margin of error: {numbers}."
+        if self.process_mib + desktop > room:
+            return f"Fits, barely: {numbers}; it runs as PyTorch gives unused memory back."
+        if self.process_mib * (1 + self.margin_pct / 100) + desktop > room:
+            return f"Fits, but within the margin of error: {numbers}."
         return f"Fits: {numbers}."
 
 # %% ../nbs/week1/02_vram.ipynb #40aab672
@@ -417,96 +390,111 @@ def predict(plan:Plan|str,       # a plan, or a model's name
     from mlcourse.trace import replay
     plan = replace(plan, **changes) if isinstance(plan, Plan) else Plan(plan, **changes)
     name, config = check(plan)
-    t = traced(plan)
+    t, room = traced(plan), int(plan.room_mib * MIB)
     free = replay(t)
-    capped = free if free.peak_reserved <= plan.room_mib * MIB else replay(t, cap=int(plan.room_mib * MIB))
-    reserved = free.peak_reserved / MIB * (1 + LOADING * (plan.packed and not plan.is_media))
-    kind = "media" if plan.is_media else "train" if plan.trains else "infer"
-    step = max(1, len(free.timeline) // 400)
-    moments = [(max(free.timeline[i:i + step]) / MIB, max(free.reserved[i:i + step]) / MIB) for i in range(0, len(free.timeline), step)]
-    phases = [(i // step, e.op) for i, e in enumerate(t.events) if e.kind == "mark" and e.op != "empty_cache"]
-    result = Prediction(plan, name, free.peak_allocated / MIB, reserved, float(plan.context), reserved + plan.context, capped.oom is None,
-                        free.peak_op, free.peak_module, MARGIN[kind], str(capped.oom or ""), parts_at_peak(t, config.get("vocab_size", 0), plan.trains), moments, phases)
-    return result if capped.oom is None or not remedies else replace(result, remedies=find_remedies(result))
+    oom = replay(t, cap=room).oom if free.peak_reserved > room else None
+    reserved, step = free.peak_reserved / MIB, max(1, len(free.timeline) // 400)
+    moments = [tuple(max(line[i:i + step]) / MIB for line in (free.timeline, free.reserved))
+               for i in range(0, len(free.timeline), step)]
+    phases = [(i // step, e.op) for i, e in enumerate(t.events)
+              if e.kind == "mark" and e.op != "empty_cache"]
+    result = Prediction(plan, name, free.peak_allocated / MIB, reserved, float(plan.context),
+                        reserved + plan.context, oom is None, free.peak_op, free.peak_module,
+                        MARGIN[plan.kind], str(oom or ""),
+                        parts_at_peak(t, config.get("vocab_size", 0), plan.trains), moments, phases)
+    return replace(result, remedies=find_remedies(result)) if oom and remedies else result
 
 # %% ../nbs/week1/02_vram.ipynb #3fd79107
 COLOURS = dict(zip((*PARTS, "reserved, unused", "CUDA context", "desktop"),
-                   ("#0072B2", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#BBBBBB", "#777777", "#999933")))
+                   ("#0072B2", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#BBBBBB",
+                    "#777777", "#999933")))
 
 def stack(p:Prediction) -> dict[str, float]:  # part: MiB
     "Everything that takes a share of the card, from the weights to the desktop."
-    return p.parts | {"reserved, unused": max(0, p.peak_reserved_mib - p.peak_allocated_mib), "CUDA context": p.context_mib, "desktop": p.plan.desktop_mib}
+    unused = max(0, p.peak_reserved_mib - p.peak_allocated_mib)
+    return p.parts | {"reserved, unused": unused, "CUDA context": p.context_mib,
+                      "desktop": p.plan.desktop_mib}
 
 def plot_stack(predictions:dict[str, Prediction], ax):
     "Stacked bars, one a prediction, against the card."
+    named = set()
     for row, p in enumerate(predictions.values()):
         left = 0
         for part, mib in stack(p).items():
-            ax.barh(row, mib / 1024, left=left / 1024, color=COLOURS[part], edgecolor="white", label=part if part not in ax.get_legend_handles_labels()[1] else None)
+            ax.barh(row, mib / 1024, left=left / 1024, color=COLOURS[part], edgecolor="white",
+                    label=None if part in named else part)
             left += mib
+            named.add(part)
     room = card_mib(p.plan.vram) / 1024
     ax.axvline(room, color="tab:red", ls="--")
     ax.text(room, -0.55, f" {p.plan.vram:g} GB card", color="tab:red", va="bottom")
-    ax.set(yticks=range(len(predictions)), yticklabels=list(predictions), xlabel="GiB", title="What takes the memory at the peak")
+    ax.set(yticks=range(len(predictions)), yticklabels=list(predictions), xlabel="GiB",
+           title="What takes the memory at the peak")
     ax.invert_yaxis()
     ax.legend(ncol=3, frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2))
-
-def plot_timeline(p:Prediction, ax):
-    "Allocated and reserved memory from loading to the last step."
-    allocated, reserved = zip(*p.timeline)
-    ax.plot([v / 1024 for v in reserved], color="#777777", ls="--", label="reserved")
-    ax.fill_between(range(len(allocated)), [v / 1024 for v in allocated], color="#56B4E9", label="allocated")
-    ax.axhline(p.plan.room_mib / 1024, color="tab:red", ls=":", label="room on the card")
-    for x, name in p.phases:
-        ax.axvline(x, color="#999999", lw=0.5)
-        ax.text(x, ax.get_ylim()[1], f" {name}", rotation=90, va="top", fontsize=7)
-    ax.set(title=f"{p.name.rpartition('/')[2]}, {p.plan.task}, {p.plan.recipe if p.plan.trains else 'generation'}", xlabel="moment of the run (events, in order)", ylabel="GiB", ylim=(0, None))
-    ax.legend(frameon=False, fontsize=8, loc="lower right")
 
 # %% ../nbs/week1/02_vram.ipynb #93d15657
 def options(p:Plan) -> list[tuple[str, str, Plan]]: # what it means, the flags, the plan with it
     "Changes to a plan, those that cost least first."
-    found, llm = [], not p.is_media
+    llm, found = not p.is_media, []
     def offer(wanted, what, flags, **change):
         if wanted: found.append((what, flags, replace(p, **change)))
-    offer(llm and p.trains and p.recipe == "kbit", "TRL's path: no 32-bit casts, chunked loss", "--recipe trl", recipe="trl")
-    offer(llm and p.attn == "eager", "fused attention", "--attn sdpa", attn="sdpa")
-    offer(p.trains and not p.checkpointing, "gradient checkpointing (about a third slower)", "--checkpointing", checkpointing=True)
-    offer(p.task == "full" and (llm or "lora" in MEDIA[p.model]), "adapters instead of all weights", "--task lora", task="lora")
-    offer(llm and p.task in ("lora", "full"), "adapters on 4-bit weights", "--task qlora", task="qlora")
-    offer(llm and p.task == "infer" and not p.four_bit, "weights in 4 bits", "--four-bit", four_bit=True)
-    offer(llm and p.packed and not p.double_quant, "double quantization", "--double-quant", double_quant=True)
-    offer(p.trains and p.optim == "adamw", "AdamW with 8-bit states", "--optim adamw8bit", optim="adamw8bit")
-    offer(p.batch > 1, "a smaller batch, with accumulation for the rest", f"--batch {max(1, p.batch // 2)}", batch=max(1, p.batch // 2))
+    offer(llm and p.trains and p.recipe == "kbit", "TRL's path: no 32-bit casts, chunked loss",
+          "--recipe trl", recipe="trl")
+    offer(llm and p.attn_implementation == "eager", "fused attention",
+          "--attn-implementation sdpa", attn_implementation="sdpa")
+    offer(p.trains and not p.gradient_checkpointing, "gradient checkpointing (a third slower)",
+          "--gradient-checkpointing", gradient_checkpointing=True)
+    offer(p.task == "full" and (llm or "lora" in MEDIA[p.model]),
+          "adapters instead of all weights", "--task lora", task="lora")
+    offer(llm and p.task in ("lora", "full"), "adapters on 4-bit weights",
+          "--task qlora", task="qlora")
+    offer(llm and p.task == "infer" and not p.load_in_4bit, "weights in 4 bits",
+          "--load-in-4bit", load_in_4bit=True)
+    offer(llm and p.packed and not p.double_quant, "double quantization",
+          "--double-quant", double_quant=True)
+    offer(p.trains and p.optim == "adamw_torch", "AdamW with 8-bit states",
+          "--optim adamw_8bit", optim="adamw_8bit")
+    offer(p.batch > 1, "a smaller batch, with accumulation for the rest",
+          f"--batch {p.batch // 2}", batch=p.batch // 2)
     offer(llm and p.seq > 256, "sequences half as long", f"--seq {p.seq // 2}", seq=p.seq // 2)
-    offer(p.task in ("lora", "qlora") and p.rank > 8, "a lower rank", f"--rank {p.rank // 2}", rank=p.rank // 2)
+    offer(p.adapts and p.lora_r > 8, "a lower rank",
+          f"--lora-r {p.lora_r // 2}", lora_r=p.lora_r // 2)
     return found
 
 def _remedy(before:Prediction, what:str, flags:str, after:Prediction) -> dict:
-    return dict(change=what, flags=flags, saving_mib=round(before.process_mib - after.process_mib, 1), process_mib=round(after.process_mib, 1), fits=after.fits)
+    return dict(change=what, flags=flags, process_mib=round(after.process_mib, 1), fits=after.fits,
+                saving_mib=round(before.process_mib - after.process_mib, 1))
 
 # %% ../nbs/week1/02_vram.ipynb #16cff216
 def find_remedies(p:Prediction,    # one that does not fit
                   enough:int=2,    # stop after so many that make it fit
                  ) -> list[dict]:  # change, flags, saving_mib, process_mib, fits
-    "The cheapest changes that make a plan fit, each traced. Changes that save nothing are left out."
+    "The cheapest changes that make a plan fit, each traced. What saves nothing is left out."
     found = []
     for what, flags, plan in options(p.plan):
         found.append(_remedy(p, what, flags, predict(plan)))
         if sum(r["fits"] for r in found) == enough: break
     found = [r for r in found if r["saving_mib"] > 0]
-    return sorted(found, key=lambda r: not r["fits"]) if any(r["fits"] for r in found) else found + _together(p)
+    if not any(r["fits"] for r in found): return found + _together(p)
+    return sorted(found, key=lambda r: not r["fits"])
+
+CHEAP = ("--recipe", "--attn-impl", "--double-quant", "--optim", "--gradient-checkpointing")
 
 def _together(p:Prediction) -> list[dict]:
     "Changes added up, cheapest first, until they are enough; nothing if they never are."
-    plan, names, flags = p.plan, [], {}
-    while open_ := [o for o in options(plan) if o[1].split()[0] not in flags or o[1].split()[0] in ("--batch", "--seq")]:
-        what, flag, plan = open_[0]
-        flags[flag.split()[0]] = flag
+    plan, names, said = p.plan, [], {}
+    while True:
+        left = [(what, flags, then) for what, flags, then in options(plan)
+                if flags.split()[0] not in said or flags.startswith(("--batch", "--seq"))]
+        if not left: return []
+        what, flags, plan = left[0]
+        said[flags.split()[0]] = flags
         names = list(dict.fromkeys([*names, what]))
-        if flag.startswith(("--recipe", "--attn", "--double", "--optim", "--checkpointing")) and len(open_) > 1: continue   # cheap: take them all
-        if (after := predict(plan)).fits: return [_remedy(p, "together: " + "; ".join(names), " ".join(flags.values()), after)]
-    return []
+        if flags.startswith(CHEAP) and len(left) > 1: continue   # take all of them
+        after = predict(plan)
+        if after.fits:
+            return [_remedy(p, "together: " + "; ".join(names), " ".join(said.values()), after)]
 
 # %% ../nbs/week1/02_vram.ipynb #eff1ed96
 LETTERS = dict(zip(COLOURS, "WGOALKrcd"))
@@ -520,319 +508,162 @@ def bar(p:Prediction, width:int=72) -> str:
         cells += LETTERS[part] * (round(min(done, 1.5 * room) / room * width) - len(cells))
     return f"[{cells[:width]:·<{width}}]{cells[width:]}"
 
+def _describe(w:Plan) -> str:
+    "A plan in a line."
+    words, llm = [w.task, f"batch {w.batch}"], not w.is_media
+    if llm: words += [w.dtype, f"{w.seq:,} tokens", w.attn_implementation]
+    if w.trains:
+        words += [w.optim, *([f"recipe {w.recipe}"] if llm else []),
+                  f"checkpointing {'on' if w.gradient_checkpointing else 'off'}"]
+    if w.adapts: words.append(f"rank {w.lora_r}")
+    if w.gradient_accumulation_steps > 1:
+        words.append(f"accumulated over {w.gradient_accumulation_steps}")
+    if w.packed and not w.trains: words.append("weights in 4 bits")
+    return ", ".join(words)
+
 def show(p:Prediction, console):
     "A prediction for people: the parts, the bar, the verdict, the changes."
     from rich.table import Table
-    w = p.plan
-    what = f"{w.task}, batch {w.batch}" + ("" if w.is_media else f", {w.dtype}, {w.seq:,} tokens, {w.attn}") + (
-        f", {w.optim}{'' if w.is_media else ', recipe ' + w.recipe}, checkpointing {'on' if w.checkpointing else 'off'}" if w.trains else "") + (
-        f", rank {w.rank}" if w.task in ("lora", "qlora") else "") + (
-        f", accumulated over {w.accumulation}" if w.accumulation > 1 else "") + (", weights in 4 bits" if w.four_bit and not w.trains else "")
-    grid = Table(title=f"{p.name}: {what}", title_justify="left")
-    for name, side in (("", "left"), ("at the peak", "left"), ("MiB", "right"), ("of the card", "right")): grid.add_column(name, justify=side)
-    for part, mib in stack(p).items(): grid.add_row(LETTERS[part], part, f"{mib:,.0f}", f"{mib / card_mib(w.vram):.0%}")
-    grid.add_row("", "sum", f"{p.process_mib + w.desktop_mib:,.0f}", f"{(p.process_mib + w.desktop_mib) / card_mib(w.vram):.0%}", style="bold")
+    w, room = p.plan, card_mib(p.plan.vram)
+    grid = Table(title=f"{p.name}: {_describe(w)}", title_justify="left")
+    for name in ("", "at the peak"): grid.add_column(name)
+    for name in ("MiB", "of the card"): grid.add_column(name, justify="right")
+    for part, mib in stack(p).items():
+        grid.add_row(LETTERS[part], part, f"{mib:,.0f}", f"{mib / room:.0%}")
+    total = p.process_mib + w.desktop_mib
+    grid.add_row("", "sum", f"{total:,.0f}", f"{total / room:.0%}", style="bold")
     console.print(grid)
-    for line in (bar(p), f"Peak allocated {p.peak_allocated_mib:,.0f} MiB, at {p.peak_op}{' in ' + p.peak_module if p.peak_module else ''}; "
-                 f"peak reserved {p.peak_reserved_mib:,.0f}; CUDA context {p.context_mib:,.0f} ({'given' if w.context_mib is not None else 'assumed'}).",
-                 p.verdict, f"The margin is {BAND['media' if w.is_media else 'train' if w.trains else 'infer']}."):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    for r in p.remedies:
-        console.print(f"  {r['flags']}: {r['change']}; saves {r['saving_mib']:,.0f} MiB, leaves {r['process_mib']:,.0f}; {'fits' if r['fits'] else 'not enough alone'}.",
-                      markup=False, highlight=False, soft_wrap=True)
-    if not p.fits and not any(r["fits"] for r in p.remedies): console.print("No change that was tried makes it fit: take a smaller model.")
+    known = "given" if w.context_mib is not None else "assumed"
+    lines = [bar(p), f"Peak allocated {p.peak_allocated_mib:,.0f} MiB, at {p.where}; peak reserved "
+             f"{p.peak_reserved_mib:,.0f}; CUDA context {p.context_mib:,.0f} ({known}).",
+             p.verdict, f"The margin is {BAND[w.kind]}."]
+    lines += [f"  {r['flags']}: {r['change']}; saves {r['saving_mib']:,.0f} MiB, leaves "
+              f"{r['process_mib']:,.0f}; {'fits' if r['fits'] else 'not enough alone'}."
+              for r in p.remedies]
+    if not p.fits and not any(r["fits"] for r in p.remedies):
+        lines.append("No change that was tried makes it fit: take a smaller model.")
+    for line in lines: console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 # %% ../nbs/week1/02_vram.ipynb #41838c46
-def plan(model:str,                 # a model: the hub's name, a short name, a folder with a config.json, or that file; or sd-1.5, sdxl, vit-tiny, yolov8n, whisper-small, llava-1.5-7b
-         task:str="qlora",          # qlora, lora, full or infer
-         seq:Optional[int]=None,    # tokens of a sequence; for infer, the context. 2,048 when not given, and 128 for pictures and sound
-         batch:int=1,               # sequences at a time
-         vram:float=12,             # the card's memory, GB
-         rank:int=16,               # rank of the adapters
-         targets:str="",            # matrices that get adapters, with commas between (q_proj,k_proj); all linear ones when not given
-         attn:str="sdpa",           # sdpa or eager
-         dtype:str="bf16",          # bf16 or fp16
-         optim:str="adamw",         # adamw, adamw8bit or paged_adamw8bit
-         recipe:str="trl",          # trl: chunked loss and no casts; kbit: prepare_model_for_kbit_training and the plain loss
-         double_quant:bool=True,    # quantize the scales of 4-bit weights too
-         checkpointing:bool=True,   # compute activations again in backward
-         accumulation:int=1,        # forward and backward passes before a step of the optimizer
-         four_bit:bool=False,       # 4-bit weights for infer
-         read_ahead:int=0,          # 16-bit weights read before the one being quantized is done; some 40 with transformers 5.0
-         dropout:float=0.0,         # share of the adapters' inputs set to 0
-         context_mib:Optional[float]=None,  # the CUDA context, where you have measured it, MiB
-         desktop_mib:float=DESKTOP_MIB,     # what desktop and browser take of the card, MiB
-         as_json:Annotated[bool, typer.Option("--json", help="For programs: one JSON object.")]=False,
-         measure:Annotated[bool, typer.Option("--measure", help="Run the step on this machine's CUDA card too, and print both.")]=False,
-        ) -> int:                   # exit code: 0 fits, 1 does not fit, 2 makes no sense
-    "Predict the memory of a workload, and whether it fits a card. Exit code 0: it fits; 1: it does not; 2: bad usage."
-    from mlcourse.cli import console
+def _flag(help:str, name:str, *before:str, switch=False):
+    "An option by its name, with dashes or underscores, and by what it was called before."
+    names = dict.fromkeys((name.replace("_", "-"), name, *before))
+    return typer.Option(*(f"--{n}/--no-{n}" if switch else f"--{n}" for n in names), help=help)
+
+@command("plan")
+def plan(
+    model:str,                # the hub's name, a short one, a folder with a config.json; or sd-1.5
+    task:str="qlora",         # qlora, lora, full or infer
+    seq:Optional[int]=None,   # tokens; 2,048 when not given, and 128 for pictures and sound
+    batch:int=1,              # sequences at a time
+    vram:float=12,            # the card's memory, GB
+    lora_r:Annotated[int, _flag("rank of the adapters", "lora_r", "rank")]=16,
+    target_modules:Annotated[str, _flag("matrices that get adapters, with commas between; all "
+                                        "linear ones when empty", "target_modules", "targets")]="",
+    attn_implementation:Annotated[str, _flag("sdpa, eager", "attn_implementation", "attn")]="sdpa",
+    dtype:str="bf16",         # bf16 or fp16
+    optim:str="adamw_torch",  # adamw_torch, adamw_8bit or paged_adamw_8bit
+    recipe:str="trl",         # trl: chunked loss, no casts; kbit: the old casts and the plain loss
+    double_quant:Annotated[bool, _flag("quantize scales too", "double_quant", switch=True)]=True,
+    gradient_checkpointing:Annotated[bool, _flag(
+        "compute activations again in backward", "gradient_checkpointing", "checkpointing",
+        switch=True)]=True,
+    gradient_accumulation_steps:Annotated[int, _flag(
+        "passes before the optimizer's step", "gradient_accumulation_steps", "accumulation")]=1,
+    load_in_4bit:Annotated[bool, _flag(
+        "4-bit weights for infer", "load_in_4bit", "four-bit", switch=True)]=False,
+    lora_dropout:Annotated[float, _flag(
+        "share of the adapters' inputs set to 0", "lora_dropout", "dropout")]=0.0,
+    read_ahead:int=0,         # MiB of weights read while one is quantized: 0 in today's libraries
+    auto_clear_cache:bool=True,        # peft gives memory back after its casts, as since 0.20
+    context_mib:Optional[float]=None,  # the CUDA context, where you have measured it, MiB
+    desktop_mib:float=DESKTOP_MIB,     # what desktop and browser take of the card, MiB
+    as_json:Annotated[bool, typer.Option("--json", help="For programs: one JSON object.")]=False,
+    measure:Annotated[bool, typer.Option("--measure", help="Run it on your card as well.")]=False,
+) -> int:                     # exit code: 0 fits, 1 does not fit, 2 makes no sense
+    "Predict the memory of a workload, and whether it fits a card."
     if seq is None: seq = 128 if model.strip().lower() in MEDIA else 2048
-    wanted = Plan(model, task, seq, batch, vram, rank, tuple(t.strip() for t in targets.split(",") if t.strip()), attn, dtype, optim, recipe,
-                  double_quant, checkpointing, accumulation, four_bit, read_ahead, dropout, context_mib, desktop_mib=desktop_mib)
-    check(wanted)
-    if measure and wanted.is_media: raise PlanError("--measure runs decoder language models; pictures and sound are predicted only.")
-    if measure: _needs_card()
+    names = tuple(t.strip() for t in target_modules.split(",") if t.strip())
+    wanted = Plan(
+        model, task, seq, batch=batch, vram=vram, lora_r=lora_r, lora_dropout=lora_dropout,
+        target_modules=names, attn_implementation=attn_implementation, dtype=dtype,
+        optim=optimizer_name(optim), recipe=recipe, double_quant=double_quant,
+        gradient_checkpointing=gradient_checkpointing, load_in_4bit=load_in_4bit,
+        gradient_accumulation_steps=gradient_accumulation_steps, read_ahead=read_ahead,
+        auto_clear_cache=auto_clear_cache, context_mib=context_mib, desktop_mib=desktop_mib)
+    name, config = check(wanted)
+    if measure and wanted.is_media: raise PlanError("--measure runs language models only.")
+    if measure: need_card()
     p = predict(wanted, remedies=True)
-    row = measure_step(wanted) if measure else None
-    if as_json: print(json.dumps(p.as_json() | ({"measured": row} if row else {}), indent=1))
+    said = p.as_json()
+    if measure:
+        said["measured"] = measure_step(Workload(config, **wanted.workload), name, wanted.room_mib,
+                                        predicted_allocated_mib=p.peak_allocated_mib,
+                                        predicted_reserved_mib=p.peak_reserved_mib)
+    if as_json: print(json.dumps(said, indent=1))
     else:
         show(p, console())
-        if row: show_measured(p, row, console())
+        if measure: show_measured(said["measured"], console())
     return 0 if p.fits else 1
 
-# %% ../nbs/week1/02_vram.ipynb #2e92864f
-def planner(model:str="smollm2-135m-instruct", **start):  # an ipywidgets box; `start` are fields of `Plan`
-    "Controls of a plan with its stacked bar and timeline."
-    import ipywidgets as w
-    import matplotlib.pyplot as plt
-    first, wide = Plan(model, **start), dict(layout=w.Layout(width="300px"), style=dict(description_width="110px"))
-    controls = dict(model=w.Combobox(value=model, options=sorted(catalogue()), description="model", continuous_update=False, **wide))
-    controls |= {k: w.Dropdown(value=getattr(first, k), options=v, description=k, **wide) for k, v in CHOICES.items()}
-    controls |= {k: w.BoundedIntText(value=getattr(first, k), min=1, max=top, description=k, **wide) for k, top in (("seq", 2**17), ("batch", 512), ("rank", 512))}
-    controls |= {k: w.Checkbox(value=getattr(first, k), description=k, **wide) for k in ("double_quant", "checkpointing")}
-    controls["vram"] = w.Dropdown(value=first.vram, options=sorted({8, 12, 16, 24, first.vram}), description="card, GB", **wide)
-    out, verdict = w.Output(), w.HTML()
-    def draw(_=None):
-        verdict.value = "tracing ..."
-        try: p = predict(Plan(**{k: c.value for k, c in controls.items()}, targets=first.targets, context_mib=first.context_mib))
-        except PlanError as e:
-            verdict.value = str(e)
-            return
-        verdict.value = f"<b>{p.verdict}</b> Peak at {p.peak_op}{' in ' + p.peak_module if p.peak_module else ''}."
-        with out:
-            out.clear_output(wait=True)
-            fig, axes = plt.subplots(2, 1, figsize=(8, 6), height_ratios=(1, 2))
-            plot_stack({p.plan.task: p}, axes[0])
-            plot_timeline(p, axes[1])
-            fig.tight_layout()
-            plt.show()
-    for c in controls.values(): c.observe(draw, "value")
-    draw()
-    box = w.VBox([w.GridBox(list(controls.values()), layout=w.Layout(grid_template_columns="repeat(2, 320px)")), verdict, out])
-    box.controls, box.verdict = controls, verdict
-    return box
-
-# %% ../nbs/week1/02_vram.ipynb #eec306fe
-def t4_plan(row:dict) -> Plan:
-    "The workload of a measured row."
-    from mlcourse.workloads import READ_AHEAD
-    return Plan(row["model_id"], "qlora" if row["quantization"] == "nf4" else "lora", int(row["seq_len"]), int(row["batch_size"]), 16, int(row["lora_rank"]),
-                tuple(row["lora_targets"].split("+")), row["attn_impl"], "fp16", "adamw", "kbit", False, True, read_ahead=READ_AHEAD.get(row["source"], 0),
-                context_mib=float(row["cuda_context_mib"]), desktop_mib=0)
-
-def against(rows:list[dict],        # of `mlcourse.workloads.t4_rows`
-           ) -> list[dict]:         # workload, measured and predicted peak and process memory, errors in percent
-    "Predictions beside measurements."
-    found = []
-    for row in rows:
-        p = predict(t4_plan(row))
-        peak, process = float(row["peak_allocated_mib"]), float(row["process_mib"])
-        found.append(dict(model=row["model_id"].rpartition("/")[2], task=p.plan.task, attn=p.plan.attn, batch=p.plan.batch, seq=p.plan.seq,
-                          peak_measured=peak, peak_predicted=p.peak_allocated_mib, peak_error_pct=100 * (p.peak_allocated_mib / peak - 1),
-                          process_measured=process, process_predicted=p.process_mib, process_error_pct=100 * (p.process_mib / process - 1)))
-    return found
-
-# %% ../nbs/week1/02_vram.ipynb #219a530d
-def _accelerate(plan:Plan, c:dict) -> dict[str, float]:
-    "What `accelerate estimate-memory` prints, without asking the hub: the size to load, and that of training with Adam."
-    from accelerate import init_empty_weights
-    from accelerate.commands.estimate import estimate_training_usage
-    from accelerate.utils import calculate_maximum_sizes
-    from transformers import CONFIG_MAPPING, AutoModel
-    with init_empty_weights(): model = AutoModel.from_config(CONFIG_MAPPING[c["model_type"]].from_dict(c))
-    size, _ = calculate_maximum_sizes(model.float())
-    return {"accelerate, total size": size / (8 if plan.task == "qlora" else 2) / MIB,
-            "accelerate, training with Adam": max(estimate_training_usage(size, "float16").values()) / MIB}
-
-def _fitcheck(plan:Plan, c:dict) -> float:
-    "What fitcheck-llm says of the process's memory on a T4."
-    import fitcheck
-    heads = c["num_attention_heads"]
-    model = fitcheck.ModelConfig(plan.model, sum(parameters(c)), c["hidden_size"], c["num_hidden_layers"], heads, c["num_key_value_heads"],
-                                 c["intermediate_size"], c["vocab_size"], c.get("head_dim") or c["hidden_size"] // heads, bool(c.get("tie_word_embeddings")))
-    training = fitcheck.TrainingConfig(precision=plan.dtype, quantization="nf4" if plan.task == "qlora" else "none", batch_size=plan.batch, seq_len=plan.seq,
-                                       lora_rank=plan.rank, lora_targets=list(plan.targets), grad_checkpoint=plan.checkpointing, flash_attn=plan.attn == "sdpa")
-    return fitcheck.estimate(model, training, fitcheck.get_gpu("t4")).total_mib
-
-
-def benchmark(rows:list[dict],          # of `mlcourse.workloads.t4_rows`
-              said=lambda text: None,   # told how far it is
-             ) -> list[dict]:           # method: mean and worst error of process memory, percent, and how many rows it set too low
-    "Every method on the same measured rows."
-    answers = {}
-    sizes = {}
-    for i, row in enumerate(rows):
-        plan = t4_plan(row)
-        name, c = find_config(plan.model)
-        said(f"{i + 1} of {len(rows)}: {name}")
-        if (name, plan.task) not in sizes: sizes[name, plan.task] = _accelerate(plan, c)
-        rules = sum(by_rules(plan).values())
-        guesses = {"this planner": predict(plan).process_mib, **sizes[name, plan.task], "weights x 1.2": by_rules(plan)["weights"] * 1.2,
-                   "rules of this lesson": rules * 1.05 + plan.context, "fitcheck-llm": _fitcheck(plan, c)}
-        for method, mib in guesses.items(): answers.setdefault(method, []).append(100 * (mib / float(row["process_mib"]) - 1))
-    table = [dict(method=m, rows=len(e), mean_error_pct=round(sum(map(abs, e)) / len(e), 2), worst_error_pct=round(max(e, key=abs), 2),
-                  too_low=sum(v < 0 for v in e)) for m, e in answers.items()]
-    return sorted(table, key=lambda r: r["mean_error_pct"])
-
-# %% ../nbs/week1/02_vram.ipynb #78bec825
-def bench_vram(rows:Annotated[int, typer.Option(help="How many of the measured rows; all when 0.")]=0,
-               as_json:Annotated[bool, typer.Option("--json", help="For programs: a JSON list.")]=False):
-    "Error of process memory on measured steps: this planner, accelerate, rules of thumb, fitcheck-llm."
-    from rich.table import Table
-    from mlcourse.cli import console
-    if rows < 0: raise PlanError(f"rows is a number of rows, and {rows} is not.")
-    from mlcourse.workloads import t4_rows
-    measured = t4_rows()
-    table = benchmark(measured[:rows or None], lambda text: print(f"\r{text:<70}", end="", file=sys.stderr, flush=True))
-    print(file=sys.stderr)
-    if as_json: print(json.dumps(table, indent=1)); return
-    grid = Table(title="Error of process memory against a Tesla T4", title_justify="left")
-    for name in ("method", "rows", "mean error, %", "worst error, %", "rows set too low"): grid.add_column(name)
-    for r in table: grid.add_row(*map(str, r.values()))
-    console().print(grid)
-    console().print("fitcheck-llm's overhead for the T4 was fitted on runs of this card, by the project that measured these rows. "
-                    "Two numbers of the planner were fitted to these rows (how far transformers 5.0 reads ahead, and the allowance of 2 % for loading in 4 bits), and its rule for where new segments lie was inferred from them.")
-
-# %% ../nbs/week1/02_vram.ipynb #cad52c8a
-def _needs_card():
-    import torch
-    if not torch.cuda.is_available(): raise PlanError("--measure needs a CUDA card, and torch sees none here. Leave it out to predict without one; "
-                                                      "`mlcourse doctor` says why a card is not seen.")
-
-def build_real(plan:Plan, device:str):  # the model, ready to train or to generate
-    "The model with random weights on a device, layer by layer, so that no more than it needs is ever held."
-    import torch
-    from accelerate import init_empty_weights
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
-    _, c = check(plan)
-    dtype = dict(bf16=torch.bfloat16, fp16=torch.float16)[plan.dtype]
-    config = CONFIG_MAPPING[c["model_type"]].from_dict(c | {"use_cache": not plan.trains})
-    with init_empty_weights(): model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=plan.attn)
-    model.tie_weights()
-    packed = {n: m for n, m in model.named_modules() if plan.packed and isinstance(m, torch.nn.Linear) and n != "lm_head"}
-    for name, module in packed.items(): model.set_submodule(name, _packed(module, plan, dtype, device))
-    done = {}
-    for module in model.modules():
-        for name, p in list(module.named_parameters(recurse=False)):
-            if p.device.type != "meta": continue
-            if p not in done: done[p] = torch.nn.Parameter(torch.empty_like(p, device=device).normal_(0, 0.02), requires_grad=p.requires_grad)
-            setattr(module, name, done[p])
-    model = model.to(device)
-    model.is_loaded_in_4bit = plan.packed
-    return _for_training(model, plan) if plan.trains else model.eval()
-
-def _packed(linear, plan:Plan, dtype, device:str):
-    "A linear layer of bitsandbytes with random weights in NF4."
-    import torch
-    import bitsandbytes as bnb
-    new = bnb.nn.Linear4bit(linear.in_features, linear.out_features, bias=linear.bias is not None, compute_dtype=dtype, compress_statistics=plan.double_quant,
-                            quant_type="nf4", device="meta")
-    weight = torch.empty(linear.weight.shape, dtype=dtype, device=device).normal_(0, 0.02)
-    new.weight = bnb.nn.Params4bit(weight, requires_grad=False, compress_statistics=plan.double_quant, quant_type="nf4").to(device)
-    if linear.bias is not None: new.bias = torch.nn.Parameter(torch.zeros(linear.out_features, dtype=dtype, device=device))
-    return new
-
-
-def _for_training(model, plan:Plan):
-    "Casts, checkpointing and adapters, as the recipe has them."
-    import torch
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-    again = dict(use_reentrant=plan.recipe == "kbit")
-    if plan.recipe == "kbit" and plan.task == "qlora":
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=plan.checkpointing, gradient_checkpointing_kwargs=again)
-    elif plan.checkpointing:
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable   # its name before transformers 6
-        enable(again)
-        model.enable_input_require_grads()
-    if plan.task != "full":
-        names = list(plan.targets) or "all-linear"
-        model = get_peft_model(model, LoraConfig(r=plan.rank, lora_alpha=2 * plan.rank, lora_dropout=plan.dropout, target_modules=names, task_type="CAUSAL_LM"))
-    if plan.recipe == "trl" and plan.task == "qlora":
-        for p in model.parameters():
-            if p.requires_grad: p.data = p.data.to(torch.bfloat16)   # TRL's trainer does that too
-    return model.train()
-
-def real_steps(model, plan:Plan, device:str, n:int=2):
-    "Two training steps, or a prompt and some new tokens, on random ids."
-    import torch
-    ids = torch.randint(0, model.config.vocab_size, (plan.batch, plan.seq), device=device)
-    if not plan.trains:
-        with torch.inference_mode(): model.generate(ids[:, :max(1, plan.seq - 8)], max_new_tokens=min(8, plan.seq), do_sample=False)
-        return
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = _optimizer(plan, trained)
-    mixed = (plan.recipe, plan.task, plan.dtype) == ("trl", "lora", "bf16")
-    for _ in range(n):
-        for _ in range(plan.accumulation):
-            with torch.autocast(ids.device.type, torch.bfloat16, enabled=mixed): loss, logits = _loss(model, plan, ids)   # as a trainer, we hold the logits
-            (loss / plan.accumulation).backward()
-        if plan.recipe == "trl": torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-def _optimizer(plan:Plan, trained):
-    import torch
-    if plan.optim == "adamw": return torch.optim.AdamW(trained)
-    import bitsandbytes as bnb
-    return (bnb.optim.PagedAdamW8bit if plan.optim.startswith("paged") else bnb.optim.AdamW8bit)(trained)
-
-def _loss(model, plan:Plan, ids):
-    "The plain loss, with the logits that its caller keeps, or TRL's: the hidden states go to its tiles, and no table of logits is made."
-    if plan.recipe == "kbit":
-        out = model(input_ids=ids, labels=ids)
-        return out.loss, out
-    from trl.kernels.chunked_logprob import ChunkedLogProbFunction
-    base = model if plan.task == "full" else model.get_base_model()
-    hidden = base.model(input_ids=ids).last_hidden_state[:, :-1].flatten(0, 1)
-    return -ChunkedLogProbFunction.apply(hidden, base.lm_head.weight, None, ids[:, 1:].flatten(), 1.0, 32768, None, 1.0, ())[0].mean(), None
-
-# %% ../nbs/week1/02_vram.ipynb #c7e01e6e
-def measure_step(plan:Plan) -> dict:
-    "Run the step on the card under the plan's cap, and add what it took to the list of measurements. Raises `PlanError` without a card."
-    _needs_card()
-    import torch
-    from mlcourse.files import cache_dir
-    from mlcourse.tier import find_cards
-    total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, plan.room_mib * MIB / total))
-    torch.cuda.reset_peak_memory_stats()
-    broke = ""
-    try: real_steps(build_real(plan, "cuda"), plan, "cuda")
-    except torch.cuda.OutOfMemoryError as e: broke = str(e).splitlines()[0]
-    torch.cuda.synchronize()
-    free, total = torch.cuda.mem_get_info()
-    cards, p = find_cards(), predict(plan)
-    row = dict(date=datetime.now().isoformat(timespec="seconds"), card=torch.cuda.get_device_name(0), driver=cards[0].driver if cards else "",
-               **{m: metadata.version(m) for m in ("torch", "transformers", "peft", "bitsandbytes", "trl")}, **asdict(plan) | {"targets": "+".join(plan.targets)},
-               peak_allocated_mib=torch.cuda.max_memory_allocated() / MIB, peak_reserved_mib=torch.cuda.max_memory_reserved() / MIB,
-               others_mib=(total - free - torch.cuda.memory_reserved()) / MIB, predicted_allocated_mib=p.peak_allocated_mib,
-               predicted_reserved_mib=p.peak_reserved_mib, broke=broke)
-    file = cache_dir()/"vram"/"measured.csv"
-    new = not file.exists()
-    with file.open("a", encoding="utf-8", newline="") as f:
-        writer = csv.DictWriter(f, row)
-        if new: writer.writeheader()
-        writer.writerow(row)
-    return row
-
-def show_measured(p:Prediction, row:dict, console):
+def show_measured(row:dict, console):
     "Predicted beside measured."
     from rich.table import Table
-    grid = Table(title=f"On {row['card']}" + (f": {row['broke']}" if row["broke"] else ""), title_justify="left")
+    broke = f": {row['broke']}" if row["broke"] else ""
+    grid = Table(title=f"On {row['card']}{broke}", title_justify="left")
     for name in ("MiB", "predicted", "measured", "error"): grid.add_column(name, justify="right")
     for what in ("allocated", "reserved"):
         said, was = row[f"predicted_{what}_mib"], row[f"peak_{what}_mib"]
-        grid.add_row(f"peak {what}", f"{said:,.0f}", f"{was:,.0f}", f"{said / was - 1:+.1%}" if was else "")
+        error = f"{said / was - 1:+.1%}" if was else ""
+        grid.add_row(f"peak {what}", f"{said:,.0f}", f"{was:,.0f}", error)
     console.print(grid)
 
-# %% ../nbs/week1/02_vram.ipynb #53cf96f4
-def card_rows() -> list[dict]:   # columns as in `measured.csv`, MiB
-    "Steps that were measured on real cards, and come with the course."
-    from mlcourse.workloads import measured_rows
-    return measured_rows("cards.csv")
+# %% ../nbs/week1/02_vram.ipynb #eec306fe
+def plan_of(row:dict) -> Plan:   # of `mlcourse.measure.t4_rows` or `card_rows`
+    "The plan that a measured row describes."
+    card = {}
+    if "model_id" in row: card = dict(vram=16, context_mib=row["cuda_context_mib"], desktop_mib=0)
+    return Plan(**vars(workload_of(row)), **card)
 
-def card_plan(row:dict) -> Plan:
-    "The workload of such a row."
-    return Plan(row["model"], row["task"], int(row["seq"]), int(row["batch"]), rank=int(row["rank"]), optim=row["optim"], recipe=row["recipe"],
-                accumulation=int(row["accumulation"]), four_bit=row["four_bit"] == "True", dropout=float(row["dropout"]))
+def against(rows:list[dict]) -> list[dict]: # workload, measured and predicted MiB, errors in %
+    "Predictions beside measurements, rows of `mlcourse.measure.t4_rows`."
+    found = []
+    for row in rows:
+        p = predict(plan_of(row))
+        line = dict(model=row["model_id"].rpartition("/")[2], task=p.plan.task,
+                    attn=p.plan.attn_implementation, batch=p.plan.batch, seq=p.plan.seq)
+        for what, measured, predicted in (("peak", row["peak_allocated_mib"], p.peak_allocated_mib),
+                                          ("process", row["process_mib"], p.process_mib)):
+            line |= {f"{what}_measured": measured, f"{what}_predicted": predicted,
+                     f"{what}_error_pct": 100 * (predicted / measured - 1)}
+        found.append(line)
+    return found
+
+# %% ../nbs/week1/02_vram.ipynb #219a530d
+def answers(row:dict) -> dict[str, float]: # method: process memory, MiB
+    "What every way to know says of a measured row."
+    p = plan_of(row)
+    parts, config = by_rules(p), check(p)[1]
+    return {"this planner": predict(p).process_mib, "weights x 1.2": parts["weights"] * 1.2,
+            "rules of this lesson": sum(parts.values()) * 1.05 + p.context,
+            **other_planners(Workload(config, **p.workload), sum(parameters(config)))}
+
+@command("bench vram")
+def bench_vram(
+    rows:Annotated[int, typer.Option(help="How many of the measured rows; all when 0.")]=0,
+    as_json:Annotated[bool, typer.Option("--json", help="For programs: a JSON list.")]=False,
+):
+    "The planner's error against measured steps, beside other planners."
+    from rich.table import Table
+    if rows < 0: raise PlanError(f"rows is a number of rows, and {rows} is not.")
+    with progress_bar("measured rows", "rows") as progress:
+        table = benchmark(t4_rows()[:rows or None], answers, progress)
+    if as_json:
+        print(json.dumps(table, indent=1))
+        return
+    grid = Table("method", "rows", "mean error, %", "worst error, %", "rows set too low",
+                 title="Error of process memory against a Tesla T4", title_justify="left")
+    for r in table: grid.add_row(*map(str, r.values()))
+    console().print(grid, "Fitted to this card: fitcheck-llm's overhead, by those who measured "
+                    "these rows; in this planner, how far transformers 5.0 reads ahead, and its "
+                    "rule for where segments lie.")

@@ -4,75 +4,35 @@
 
 # %% ../nbs/tools/03_workloads.ipynb #54e9f198
 from __future__ import annotations
-import contextlib, csv, gc, json, logging, warnings
+import contextlib, gc, json, logging, warnings
 from collections import deque
-from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
+from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from torch import nn
-from .trace import MIB, Replay, Trace, Tracer, add_workspaces, replay
+from .trace import MIB, Trace, Tracer, add_workspaces
+from .workload import PlanError, Workload
 
 # %% auto #0
-__all__ = ['TASKS', 'CHOICES', 'DTYPES', 'READ_AHEAD', 'LLM', 'as_config', 'FusedAttention', 'attention', 'HalfSoftmax',
-           'softmax', 'MatMul4Bit', 'four_bit', 'ChunkedLoss', 'AdamW8bit', 'dropout', 'stand_ins', 'quiet', 'build',
-           'adapt', 'natural', 'is_packed', 'read', 'packed', 'load', 'loss_of', 'train', 'generate', 'autocast', 'run',
-           'measured_rows', 't4_rows', 't4_workload', 'against_t4']
-
-# %% ../nbs/tools/03_workloads.ipynb #b61919a2
-TASKS = ("infer", "lora", "qlora", "full")
-CHOICES = dict(task=TASKS, attn=("eager", "sdpa"), dtype=("fp16", "bf16", "fp32"), optim=("adamw", "adamw8bit", "paged_adamw8bit"),
-               recipe=("kbit", "trl"), kernel=("auto", "efficient", "flash"))
-DTYPES = dict(fp16=torch.float16, bf16=torch.bfloat16, fp32=torch.float32)
-
-@dataclass(frozen=True)
-class LLM:
-    "A decoder language model and what to do with it."
-    config: object                  # a transformers config, a dict with `model_type`, or a path to a config.json or its folder
-    task: str = "qlora"             # infer, lora, qlora or full
-    seq: int = 2048                 # tokens a sequence; for `infer` the length of the prompt
-    batch: int = 1                  # sequences in one forward pass
-    rank: int = 16                  # rank of the adapters
-    targets: tuple = ()             # names of the adapted layers; empty for every linear layer but the head
-    attn: str = "sdpa"              # eager or sdpa
-    dtype: str = "bf16"             # of weights and activations
-    optim: str = "adamw"            # adamw, adamw8bit or paged_adamw8bit
-    recipe: str = "trl"             # kbit or trl
-    double_quant: bool = True       # quantize the scales of the 4-bit weights as well
-    checkpointing: bool = True      # recompute activations in backward
-    accumulation: int = 1           # forward and backward passes a step
-    steps: int = 2                  # the first step creates the optimizer's states; the second is how the rest will be
-    new_tokens: int = 2             # tokens generated after the prompt
-    four_bit: bool = False          # 4-bit weights for `infer`
-    read_ahead: int = 0             # 16-bit weights that are read before the one being quantized is done
-    dropout: float = 0.0            # share of the adapters' inputs set to 0
-    kernel: str = "auto"            # which fused attention; auto: flash for 16-bit tensors, efficient for float32
-
-    def __post_init__(self):
-        for name, allowed in CHOICES.items():
-            if (v := getattr(self, name)) not in allowed: raise ValueError(f"{name} is one of {', '.join(allowed)}, not {v!r}.")
-        for name in ("seq", "batch", "rank", "accumulation", "steps", "new_tokens"):
-            if (v := getattr(self, name)) < 1: raise ValueError(f"{name} must be at least 1, not {v}.")
-        if not 0 <= self.dropout < 1: raise ValueError(f"dropout is a share from 0 to below 1, not {self.dropout}.")
-
-    @property
-    def quantized(self) -> bool: return self.task == "qlora" or (self.task == "infer" and self.four_bit)
+__all__ = ['DTYPES', 'as_config', 'FusedAttention', 'attention', 'HalfSoftmax', 'softmax', 'MatMul4Bit', 'four_bit',
+           'ChunkedLoss', 'AdamW8bit', 'dropout', 'stand_ins', 'quiet', 'build', 'adapt', 'natural', 'is_packed',
+           'read', 'packed', 'base_of', 'load', 'loss_of', 'train', 'generate', 'autocast', 'run']
 
 # %% ../nbs/tools/03_workloads.ipynb #30bb6460
+DTYPES = dict(fp16=torch.float16, bf16=torch.bfloat16)
+
 def as_config(config):
-    "A transformers config from a config, a dict with `model_type`, a config.json or a folder that holds one."
+    "A transformers config from a config, a dict with `model_type`, a config.json or its folder."
     from transformers import AutoConfig
     if isinstance(config, (str, Path)):
         path = Path(config)
         path = path / "config.json" if path.is_dir() else path
         if not path.is_file(): raise FileNotFoundError(f"There is no config.json at {path}.")
         config = json.loads(path.read_text(encoding="utf-8"))
-    if isinstance(config, dict):
-        if "model_type" not in config: raise ValueError("The config names no model_type, such as llama or qwen2.")
-        d = dict(config)
-        config = AutoConfig.for_model(d.pop("model_type"), **d)
-    return config
+    if not isinstance(config, dict): return config
+    if "model_type" not in config: raise PlanError("The config names no model_type, as llama.")
+    return AutoConfig.for_model(**config)
 
 # %% ../nbs/tools/03_workloads.ipynb #1bd742e0
 def _up(n, to): return -(-n // to) * to
@@ -92,26 +52,29 @@ class FusedAttention(torch.autograd.Function):
     def backward(ctx, grad):
         q, k, v, out, lse = ctx.saved_tensors
         (b, h, s, d), kv = q.shape, k.shape[1]
-        gq, gk, gv = (x.new_empty(b, x.shape[2], x.shape[1], x.shape[3]).transpose(1, 2) for x in (q, k, v))
+        gq, gk, gv = (torch.empty_like(x.transpose(1, 2)).transpose(1, 2) for x in (q, k, v))
         if ctx.flash:
             rows, cols = _up(s, 128), _up(d, 32)
-            scratch = [q.new_empty(b, h, rows, dtype=torch.float32), q.new_empty(b, h, rows, cols, dtype=torch.float32)]
+            shapes = (b, h, rows), (b, h, rows, cols)
+            scratch = [q.new_empty(shape, dtype=torch.float32) for shape in shapes]
             if kv != h: scratch += [q.new_empty(b, k.shape[2], h, d) for _ in "kv"]
         else:
             half = q.dtype != torch.float32
             if not half: grad * out
-            scratch = [q.new_empty(b, h, s, dtype=torch.float32)]
-            scratch += [q.new_empty(b * h, _up(s, 64) * _up(d, 64) * (3 if half and d > 64 else 1), dtype=torch.float32)]
+            tiles = _up(s, 64) * _up(d, 64) * (3 if half and d > 64 else 1)
+            scratch = [q.new_empty(n, dtype=torch.float32) for n in (b * h * s, b * h * tiles)]
         del scratch
         return gq, gk, gv, None
 
 def attention(kernel="auto"):
     "A replacement for `F.scaled_dot_product_attention`."
-    def sdpa(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
-        flash = kernel == "flash" or (kernel == "auto" and query.dtype != torch.float32 and query.shape[-1] <= 256)
+    def sdpa(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None,
+             enable_gqa=False):
+        flash = kernel == "flash" or (kernel == "auto" and query.dtype != torch.float32
+                                      and query.shape[-1] <= 256)
         if key.size(-3) != query.size(-3) and not flash:
             groups = query.size(-3) // key.size(-3)
-            key, value = key.repeat_interleave(groups, dim=-3), value.repeat_interleave(groups, dim=-3)
+            key, value = (x.repeat_interleave(groups, dim=-3) for x in (key, value))
         return FusedAttention.apply(query, key, value, flash)
     return sdpa
 
@@ -180,11 +143,13 @@ class ChunkedLoss(torch.autograd.Function):
     def backward(ctx, grad):
         hidden, weight, *_ = ctx.saved_tensors
         grad_hidden = torch.zeros_like(hidden, dtype=torch.float32)
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        grad_weight = None
+        if ctx.needs_input_grad[1]: grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         tile = hidden.new_empty(min(len(hidden), ChunkedLoss.TOKENS), ChunkedLoss.WORDS)
-        result = grad_hidden.to(hidden.dtype), None if grad_weight is None else grad_weight.to(weight.dtype)
+        if grad_weight is not None: grad_weight = grad_weight.to(weight.dtype)
+        grad_hidden = grad_hidden.to(hidden.dtype)
         del tile
-        return result
+        return grad_hidden, grad_weight
 
 # %% ../nbs/tools/03_workloads.ipynb #eeb337b2
 class AdamW8bit(torch.optim.Optimizer):
@@ -199,10 +164,13 @@ class AdamW8bit(torch.optim.Optimizer):
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None or self.state[p]: continue
-                n, big = p.numel(), p.numel() >= 4096
-                away = self.paged and n >= 100_000
-                self.state[p]["states"] = [] if away else [torch.zeros_like(p, dtype=torch.uint8 if big else torch.float32) for _ in "mv"]
-                if big: self.state[p]["scales"] = [p.new_zeros(-(-n // 256), dtype=torch.float32) for _ in "mv"]
+                n, state = p.numel(), self.state[p]
+                big, away = n >= 4096, self.paged and n >= 100_000
+                dtype = torch.uint8 if big else torch.float32
+                state["states"] = [] if away else [torch.zeros_like(p, dtype=dtype) for _ in "mv"]
+                if big:
+                    scales = -(-n // 256)
+                    state["scales"] = [p.new_zeros(scales, dtype=torch.float32) for _ in "mv"]
 
 # %% ../nbs/tools/03_workloads.ipynb #1ea395cb
 def dropout(input, p=0.5, training=True, inplace=False):
@@ -213,56 +181,55 @@ def dropout(input, p=0.5, training=True, inplace=False):
 def stand_ins(kernel="auto"):
     "Replace kernels by stand-ins and answer questions about data."
     import transformers.masking_utils as masking
-    saved = [(F, "scaled_dot_product_attention", attention(kernel)), (F, "softmax", softmax(F.softmax)), (F, "dropout", dropout),
-             (masking, "find_packed_sequence_indices", lambda position_ids: None), (masking, "is_tracing", lambda *a: False)]
-    old = [getattr(where, name) for where, name, _ in saved]
-    for where, name, new in saved: setattr(where, name, new)
-    try: yield
-    finally:
-        for (where, name, _), was in zip(saved, old): setattr(where, name, was)
+    with contextlib.ExitStack() as stack:
+        for where, name, new in ((F, "scaled_dot_product_attention", attention(kernel)),
+                                 (F, "softmax", softmax(F.softmax)), (F, "dropout", dropout),
+                                 (masking, "find_packed_sequence_indices", lambda ids: None),
+                                 (masking, "is_tracing", lambda *a: False)):
+            stack.enter_context(patch.object(where, name, new))
+        yield
 
 @contextlib.contextmanager
 def quiet():
     "Library chatter about devices and deprecations is noise here."
-    before = {logger: logger.level for logger in map(logging.getLogger, ("transformers", "bitsandbytes"))}
-    for logger in before: logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    with warnings.catch_warnings(action="ignore"):
         try: yield
-        finally:
-            for logger, level in before.items(): logger.setLevel(level)
+        finally: logging.disable(before)
 
 # %% ../nbs/tools/03_workloads.ipynb #2384915c
-def build(w:LLM) -> nn.Module: # the model, with adapters if the task has any
+def build(w:Workload) -> nn.Module: # the model, with adapters if the task has any
     "Build `w`'s model on the meta device."
     from transformers import AutoModelForCausalLM
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(as_config(w.config), dtype=DTYPES[w.dtype], attn_implementation=w.attn)
+        model = AutoModelForCausalLM.from_config(as_config(w.model), dtype=DTYPES[w.dtype],
+                                                 attn_implementation=w.attn_implementation)
     head = model.get_output_embeddings()
-    if w.quantized:
+    if w.packed:
         cls = four_bit()
         for name, m in list(model.named_modules()):
             if type(m) is not nn.Linear or m is head: continue
             with torch.device("meta"):
-                new = cls(m.in_features, m.out_features, m.bias is not None, compute_dtype=DTYPES[w.dtype],
-                          compress_statistics=w.double_quant, quant_type="nf4")
+                new = cls(m.in_features, m.out_features, m.bias is not None, quant_type="nf4",
+                          compute_dtype=DTYPES[w.dtype], compress_statistics=w.double_quant)
                 if m.bias is not None: new.bias = nn.Parameter(m.bias.detach())
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, new)
+            model.set_submodule(name, new)
         model.is_loaded_in_4bit = True
-    model.config.use_cache = w.task == "infer"
+    model.config.use_cache = not w.trains
     model.requires_grad_(w.task == "full")
-    return adapt(model, w) if w.task in ("lora", "qlora") else model
+    return adapt(model, w, low_cpu_mem_usage=True) if w.adapts else model
 
-def adapt(model, w:LLM):
+def adapt(model, w:Workload, **options):
     "Put adapters on `model`."
     from peft import LoraConfig, get_peft_model
-    linear = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear)}
-    if missing := set(w.targets) - linear:
-        raise ValueError(f"This model has no layer called {', '.join(sorted(missing))}; it has {', '.join(sorted(linear))}.")
-    lora = LoraConfig(r=w.rank, lora_alpha=2*w.rank, lora_dropout=w.dropout, task_type="CAUSAL_LM",
-                      target_modules=list(w.targets) or "all-linear")
-    return get_peft_model(model, lora, low_cpu_mem_usage=True)
+    linear = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    if missing := set(w.target_modules) - linear:
+        raise PlanError(f"This model has no layer called {', '.join(sorted(missing))}; "
+                        f"it has {', '.join(sorted(linear))}.")
+    lora = LoraConfig(r=w.lora_r, lora_alpha=2 * w.lora_r, lora_dropout=w.lora_dropout,
+                      task_type="CAUSAL_LM", target_modules=list(w.target_modules) or "all-linear")
+    return get_peft_model(model, lora, **options)
 
 # %% ../nbs/tools/03_workloads.ipynb #a9bd2742
 def natural(name:str):
@@ -273,171 +240,140 @@ def is_packed(m, k:str) -> bool:
     "Is parameter `k` of module `m` a weight that bitsandbytes packs?"
     return k == "weight" and hasattr(m, "quant_state") and hasattr(m, "compute_dtype")
 
-def read(slots, w:LLM):
-    "Every slot with its tensor as it comes from the file, `w.read_ahead` of them before they are needed."
-    waiting = deque()
+def read(slots, w:Workload):
+    "Every slot with its tensor as in the file, `w.read_ahead` MiB before it is needed."
+    waiting, held = deque(), 0
     for slot in slots:
         _, m, k, p = slot
-        shape, dtype = ((m.out_features, m.in_features), DTYPES[w.dtype]) if is_packed(m, k) else (p.shape, p.dtype)
+        shape, dtype = p.shape, p.dtype
+        if is_packed(m, k): shape, dtype = (m.out_features, m.in_features), DTYPES[w.dtype]
         waiting.append((slot, torch.empty(shape, dtype=dtype)))
-        if len(waiting) > w.read_ahead: yield waiting.popleft()
+        held += waiting[-1][1].nbytes
+        while held > w.read_ahead * MIB:
+            held -= waiting[0][1].nbytes
+            yield waiting.popleft()
     while waiting: yield waiting.popleft()
 
-def packed(m, w:LLM):
+def packed(m, w:Workload):
     "What quantizing one layer's weight leaves: bytes and scales."
     n = m.out_features * m.in_features
     absmax = torch.empty(-(-n // 64), dtype=torch.float32)
     data = torch.empty(-(-n // 2), 1, dtype=torch.uint8)
     m.scales = [torch.empty(16), absmax]
     if w.double_quant:
-        m.scales = [torch.empty(16), torch.empty(()), absmax.to(torch.uint8), torch.empty(-(-absmax.numel() // 256)), torch.empty(256)]
+        m.scales = [torch.empty(16), torch.empty(()), absmax.to(torch.uint8),
+                    torch.empty(-(-absmax.numel() // 256)), torch.empty(256)]
     return data
 
-def load(model, w:LLM, tracer:Tracer):
-    "Give every parameter and buffer of `model` a storage, in the order and by the detours of the real thing."
-    base, new = getattr(model, "get_base_model", lambda: model)(), {}
-    slots = [(f"{n.replace('.base_layer', '')}.{k}", m, k, p) for n, m in base.named_modules(remove_duplicate=False) if "lora_" not in n
+def base_of(model): # `model` itself if it has no adapters
+    "The model below the adapters."
+    return getattr(model, "get_base_model", lambda: model)()
+
+def load(model, w:Workload, tracer:Tracer):
+    "Give `model` its storages, in the order and by the detours of the real thing."
+    base, new = base_of(model), {}
+    slots = [(f"{n.replace('.base_layer', '')}.{k}", m, k, p)
+             for n, m in base.named_modules(remove_duplicate=False) if "lora_" not in n
              for k, p in m._parameters.items() if p is not None]
     slots.sort(key=lambda s: natural(s[0]))
-    if w.quantized or w.task == "infer":
-        sizes = {id(p): m.in_features * m.out_features // 2 if is_packed(m, k) else p.numel() * 2 for _, m, k, p in slots}
-        del_me = torch.empty(sum(sizes.values()), dtype=torch.uint8)
-        del del_me
-    for (_, m, k, p), data in read(list({id(s[3]): s for s in reversed(slots)}.values())[::-1], w):
-        if is_packed(m, k): data = packed(m, w)
-        new[id(p)] = nn.Parameter(data, requires_grad=p.requires_grad and not is_packed(m, k)), p
+    once = list({id(s[3]): s for s in reversed(slots)}.values())[::-1]   # tied weights come once
+    if w.packed or not w.trains:   # one block as large as the model, gone at once
+        torch.empty(sum(m.in_features * m.out_features // 2 if is_packed(m, k) else p.numel() * 2
+                        for _, m, k, p in once), dtype=torch.uint8)
+    for (_, m, k, p), data in read(once, w):
+        packs = is_packed(m, k)
+        if packs: data = packed(m, w)
+        new[id(p)] = nn.Parameter(data, requires_grad=p.requires_grad and not packs), p
         del data
     for _, m, k, p in slots: m._parameters[k] = new[id(p)][0]
     for m in base.modules():
         for k, b in m._buffers.items():
             if b is not None: m._buffers[k] = torch.empty(b.shape, dtype=b.dtype)
-    if w.quantized and w.task == "qlora" and w.recipe == "kbit":
+    if w.task == "qlora" and w.recipe == "kbit":
         for p, _ in new.values():
             if p.dtype in (torch.float16, torch.bfloat16): p.data = p.data.to(torch.float32)
-        tracer.mark("empty_cache")
+        if w.auto_clear_cache: tracer.mark("empty_cache")
     for n, m in model.named_modules():
         for k, p in m._parameters.items() if "lora_" in n else ():
-            if p is not None: m._parameters[k] = nn.Parameter(torch.empty(p.shape, dtype=torch.float32))
-    if w.task == "qlora" and w.recipe == "trl":
+            if p is not None: m._parameters[k] = nn.Parameter(torch.empty(p.shape))
+    if (w.task, w.recipe) == ("qlora", "trl"):   # TRL's trainer casts them
         for p in model.parameters():
             if p.requires_grad: p.data = p.data.to(DTYPES[w.dtype])
 
 # %% ../nbs/tools/03_workloads.ipynb #aa858318
-def loss_of(model, ids, w:LLM):
+def loss_of(model, ids, w:Workload):
     "The recipe's loss; what the caller keeps alive with it comes too."
     if w.recipe == "kbit":
         out = model(input_ids=ids, labels=ids)
         return out.loss, out
-    base = getattr(model, "get_base_model", lambda: model)()
+    base = base_of(model)
     hidden = base.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
     rows = hidden.reshape(-1, hidden.shape[-1]).clone()
     logprobs = ChunkedLoss.apply(rows, base.get_output_embeddings().weight)
     return -logprobs.sum() / len(rows), None
 
-def train(model, w:LLM, tracer:Tracer):
-    "Some training steps."
-    if w.checkpointing:
+def train(model, w:Workload, tracer:Tracer):
+    "Two training steps: the first creates the optimizer's states."
+    if w.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if w.task != "full": model.enable_input_require_grads()
     model.train()
     params = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(params, foreach=True) if w.optim == "adamw" else AdamW8bit(params, w.optim.startswith("paged"))
-    ids = torch.empty(w.batch, w.seq, dtype=torch.long)
+    if w.optim == "adamw_torch": optimizer = torch.optim.AdamW(params, foreach=True)
+    else: optimizer = AdamW8bit(params, w.optim.startswith("paged"))
+    passes, ids = w.gradient_accumulation_steps, torch.empty(w.batch, w.seq, dtype=torch.long)
     def step():
         optimizer.zero_grad(set_to_none=True)
-        for _ in range(w.accumulation):
+        for _ in range(passes):
             tracer.mark("forward")
             loss, out = loss_of(model, ids, w)
             tracer.mark("backward")
-            (loss / w.accumulation if w.accumulation > 1 else loss).backward()
+            (loss / passes if passes > 1 else loss).backward()
         tracer.mark("optimizer")
         if w.recipe == "trl": torch.nn.utils.clip_grad_norm_(params, 1.0)
-        with torch.device("cpu"): optimizer.step()   # its count of steps is read, and lies on the CPU on a card too
-    for _ in range(w.steps): step()
+        with torch.device("cpu"): optimizer.step()   # its count of steps lies there on a card too
+    for _ in range(2): step()
 
 @torch.no_grad()
-def generate(model, w:LLM, tracer:Tracer):
-    "Read the prompt, then write some tokens, one at a time, with a cache of keys and values."
+def generate(model, w:Workload, tracer:Tracer):
+    "Read the prompt, then write two tokens, one at a time, with a cache of keys and values."
     from transformers import DynamicCache
     model.eval()
     cache, ids = DynamicCache(config=model.config), torch.empty(w.batch, w.seq, dtype=torch.long)
-    for i in range(w.new_tokens + 1):
-        tracer.mark("decode" if i else "forward")
+    for phase in ("forward", "decode", "decode"):
+        tracer.mark(phase)
         out = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         ids = out.logits[:, -1].float().argmax(-1, keepdim=True)
         del out
 
 # %% ../nbs/tools/03_workloads.ipynb #9e1a6456
 @contextlib.contextmanager
-def autocast(model, w:LLM):
+def autocast(model, w:Workload):
     "Cast float32 weights to the input's type where autocast would."
-    if w.task != "lora" or w.recipe != "trl" or w.dtype == "fp32":
+    if (w.task, w.recipe) != ("lora", "trl"):
         yield
         return
     for m in model.modules():
         if hasattr(m, "cast_input_dtype_enabled"): m.cast_input_dtype_enabled = False
     linear = F.linear
-    F.linear = lambda x, weight, bias=None: linear(x, weight.to(x.dtype), bias)
-    try: yield
-    finally: F.linear = linear
+    def cast(x, weight, bias=None): return linear(x, weight.to(x.dtype), bias)
+    with patch.object(F, "linear", cast): yield
 
-def run(w:LLM) -> Trace:
+def run(w:Workload) -> Trace:
     "Follow the memory of `w`, from loading to the last step."
     with quiet():
         model = build(w)
         tracer = Tracer([model], device="meta")
+        kernel = "efficient" if w.dtype == "fp16" else "auto"   # cards that need fp16 have no flash
         trace, was = tracer.trace, gc.isenabled()
         gc.disable()
         try:
-            with torch.device("meta"), stand_ins(w.kernel), autocast(model, w), tracer:
+            with torch.device("meta"), stand_ins(kernel), autocast(model, w), tracer:
                 tracer.mark("load")
                 load(model, w, tracer)
                 tracer.mark("ready")
-                (generate if w.task == "infer" else train)(model, w, tracer)
+                (train if w.trains else generate)(model, w, tracer)
         finally:
             tracer.trace = None
             if was: gc.enable()
     return add_workspaces(trace)
-
-# %% ../nbs/tools/03_workloads.ipynb #689c3a7f
-def measured_rows(file:str) -> list[dict]:   # of the folder data/vram
-    "The rows of a table of measurements, numbers as numbers."
-    text = (files("mlcourse") / "data/vram" / file).read_text(encoding="utf-8")
-    number = lambda v: float(v) if v.replace(".", "", 1).isdigit() else v
-    return [{k: number(v) for k, v in row.items()} for row in csv.DictReader(l for l in text.splitlines() if not l.startswith("#"))]
-
-def t4_rows() -> list[dict]:
-    "What was measured on a Tesla T4."
-    return measured_rows("t4.csv")
-
-READ_AHEAD = {"t4_phase3": 40}   # by source: that of transformers 5.0, fitted
-
-def t4_workload(row:dict) -> LLM:
-    "The workload that a row describes."
-    names = dict(hidden_size="hidden_size", num_layers="num_hidden_layers", num_attention_heads="num_attention_heads",
-                 num_kv_heads="num_key_value_heads", intermediate_size="intermediate_size", vocab_size="vocab_size")
-    config = {ours: int(row[theirs]) for theirs, ours in names.items()}
-    config |= dict(model_type="qwen2" if "Qwen2" in row["model_id"] else "llama", tie_word_embeddings=row["tie_word_embeddings"] == "true",
-                   max_position_embeddings=8192)
-    return LLM(config, task="qlora" if row["quantization"] == "nf4" else "lora", seq=int(row["seq_len"]), batch=int(row["batch_size"]),
-               read_ahead=READ_AHEAD.get(row["source"], 0),
-               rank=int(row["lora_rank"]), targets=tuple(row["lora_targets"].split("+")), attn=row["attn_impl"], dtype="fp16",
-               recipe="kbit", double_quant=False, kernel="efficient")
-
-# %% ../nbs/tools/03_workloads.ipynb #4da9d173
-def against_t4(rows:list[dict]|None=None):  # all by default
-    "Predicted beside measured, a line a row (MiB and percent), as a DataFrame."
-    import pandas as pd
-    done, lines = {}, []
-    for row in t4_rows() if rows is None else rows:
-        w = t4_workload(row)
-        if (key := repr(w)) not in done: done[key] = replay(run(w))
-        r = done[key]
-        alloc = max(r.phases[p] for p in ("forward", "backward", "optimizer")) / MIB
-        process = r.peak_reserved / MIB + row["cuda_context_mib"]
-        lines.append(dict(model=row["model_id"].split("/")[-1], quantization=row["quantization"], attn=row["attn_impl"],
-                          batch=int(row["batch_size"]), seq=int(row["seq_len"]),
-                          allocated=alloc, allocated_measured=row["peak_allocated_mib"],
-                          allocated_error_pct=100 * (alloc / row["peak_allocated_mib"] - 1),
-                          process=process, process_measured=row["process_mib"], process_error_pct=100 * (process / row["process_mib"] - 1)))
-    return pd.DataFrame(lines)

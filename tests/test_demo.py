@@ -1,4 +1,5 @@
-"`mlcourse demo` as a process: its page in a browser, a question, a citation that opens, and errors that are sentences."
+"""`mlcourse demo` as a process: its page in a browser, a question, a citation that opens, and
+errors that are sentences."""
 import os
 import signal
 import socket
@@ -19,9 +20,24 @@ from test_site import FLAGS, find_browser
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 CLI = [sys.executable, "-m", "mlcourse.cli", "demo"]
-NOTES = {"garden.md": "# The garden\n\nThe fence was built in spring 2021.\n\n## Watering\n\nThe roses need 12 litres of water every morning.\n",
-         "server/setup.md": "# The server\n\nThe server listens on port 8443. Anna looks after its backups.\n",
-         "trap.md": "# Pictures\n\nThe picture of the harbour is ![here](http://outside.example/x.png) <script>alert(1)</script>.\n"}
+ENV = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "NO_COLOR": "1"}
+GARDEN = """# The garden
+
+The fence was built in spring 2021.
+
+## Watering
+
+The roses need 12 litres of water every morning.
+"""
+SETUP = """# The server
+
+The server listens on port 8443. Anna looks after its backups.
+"""
+TRAP = """# Pictures
+
+The picture of the harbour is ![here](http://outside.example/x.png) <script>alert(1)</script>.
+"""
+NOTES = {"garden.md": GARDEN, "server/setup.md": SETUP, "trap.md": TRAP}
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +52,10 @@ def notes(tmp_path_factory):
 @contextmanager
 def running(notes, cache):
     "The demo as a process of its own, ended by Ctrl-C's signal; gives its address."
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "NO_COLOR": "1", "TERM": "dumb"}
-    process = subprocess.Popen([*CLI, "rag", str(notes), "--port", "0", "--tier", "tiny"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                               text=True, env={**env, "MLCOURSE_CACHE": str(cache)}, start_new_session=True)
+    env = {**ENV, "TERM": "dumb", "MLCOURSE_CACHE": str(cache)}
+    command = [*CLI, "rag", str(notes), "--port", "0", "--tier", "tiny"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                               text=True, env=env, start_new_session=True)
     try:
         said = []
         for line in process.stdout:
@@ -103,15 +120,17 @@ def _ask_and_open(page, address):
     with page.context.expect_page() as opened: link.click()
     source = opened.value
     source.wait_for_load_state()
-    assert source.url.startswith(address + "source/server/setup.md") and "8443" in " ".join(source.locator("mark").all_inner_texts())
+    assert source.url.startswith(address + "source/server/setup.md")
+    assert "8443" in " ".join(source.locator("mark").all_inner_texts())
     source.close()
 
 
 @contextmanager
 def answering(notes, text, citations):
-    "The chat's page in a thread of this process, with an answer that is always the same; gives its address."
+    "The chat's page in a thread of this process, with one answer to everything; gives its address."
+    app = chat_app(notes, lambda question: (text, citations))
     with listening(0) as s:
-        server = uvicorn.Server(uvicorn.Config(chat_app(notes, lambda question: (text, citations)), log_level="warning"))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs=dict(sockets=[s]), daemon=True)
         thread.start()
         try: yield "http://{}:{}/".format(*s.getsockname())
@@ -122,14 +141,15 @@ def answering(notes, text, citations):
 
 def test_an_answer_that_repeats_a_trap_asks_nothing_of_another_server(notes):
     chunk = next(c for c in ingest(notes) if c.path == "trap.md")
-    with answering(notes, f"{chunk.text} [1].", [(1, chunk)]) as url, sync_playwright() as p, tab(p, url) as page:
+    said = f"{chunk.text} [1]."
+    with answering(notes, said, [(1, chunk)]) as url, sync_playwright() as p, tab(p, url) as page:
         ask(page, "Where is the picture of the harbour?")
         page.get_by_role("link", name="trap.md").first.wait_for()
         assert page.outside == [] and page.locator("[data-testid=bot] img").count() == 0
 
 
 def sentence(*args):
-    done = subprocess.run([*CLI, *args], capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "NO_COLOR": "1"})
+    done = subprocess.run([*CLI, *args], capture_output=True, text=True, timeout=300, env=ENV)
     return done.returncode, done.stderr.strip().splitlines()
 
 
@@ -139,7 +159,7 @@ def test_errors_are_sentences(tmp_path, notes):
     code, err = sentence("rag", str(tmp_path), "--port", "0")
     assert code == 1 and len(err) == 1 and "nothing that can be read" in err[0]
     code, err = sentence("rag", str(notes), "--tier", "huge", "--port", "0")
-    assert code == 1 and len(err) == 1 and "There is no tier 'huge'" in err[0]
+    assert code == 2 and len(err) == 1 and "There is no tier 'huge'" in err[0]
     assert sentence("nothing")[0] == 2 and sentence("rag")[0] == 2
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

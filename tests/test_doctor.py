@@ -1,4 +1,4 @@
-"""`mlcourse doctor` as a process: on this machine, with a broken torch, without a network, beside made-up drivers."""
+"""`mlcourse doctor` as a process: here, with a broken torch, offline, beside made-up drivers."""
 import json
 import os
 import re
@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parent.parent
 CLI = [sys.executable, "-m", "mlcourse.cli", "doctor"]
-CODE = "import sys; from mlcourse.doctor import main; sys.exit(main(json={json}, timeout={timeout}))"
+CODE = """import sys
+from mlcourse.doctor import main
+sys.exit(main(json={json}, timeout={timeout}))"""
 SMI = """#!/bin/sh
 case "$*" in
   *query-gpu=name*) echo 'NVIDIA GeForce RTX 4070 Ti, 12282, 9000, {driver}';;
@@ -26,22 +29,28 @@ class Tensor:
     def __matmul__(self, other): return self
     def sum(self): return 512.0
 def ones(*shape, device=None): return Tensor()
-def get_num_threads(): return 2
 def _init(): {init}
-cuda = N(init=_init, is_available=lambda: {available}, get_device_capability=lambda: (8, 9), is_bf16_supported=lambda including_emulation: True)
+cuda = N(init=_init, is_available=lambda: {available}, get_device_capability=lambda: (8, 9))
 """
-NO_DRIVER = "raise RuntimeError('The NVIDIA driver on your system is too old (found version 12040).')"
+NO_DRIVER = "raise RuntimeError('The NVIDIA driver on your system is too old (found 12040).')"
+ON_CARD = dict(version="2.15.0+cu132", cuda="'13.2'")
+BROKEN = "raise ImportError('broken on purpose')"
 
 
 def doctor(tmp_path, *, as_json=True, timeout=60, cli=False, **env):
-    "Run the doctor with a clean environment; what it printed, its exit status, and how long it took."
-    clean = {k: v for k, v in os.environ.items() if k not in ("MLCOURSE_TIER", "CUDA_VISIBLE_DEVICES", "HF_ENDPOINT", "HF_HUB_OFFLINE")}
-    clean |= {"HF_HUB_OFFLINE": "1", "MLCOURSE_CACHE": str(tmp_path / "cache"), "COLUMNS": "120"} | env
-    command = CLI + ["--json"] * as_json if cli else [sys.executable, "-c", CODE.format(json=as_json, timeout=timeout)]
+    "The doctor with a clean environment: what it printed, its exit status, how long it took."
+    left_out = ("MLCOURSE_TIER", "CUDA_VISIBLE_DEVICES", "HF_ENDPOINT", "HF_HUB_OFFLINE")
+    clean = {k: v for k, v in os.environ.items() if k not in left_out}
+    clean |= {"HF_HUB_OFFLINE": "1", "MLCOURSE_CACHE": str(tmp_path / "cache"), "COLUMNS": "120"}
+    env["PYTHONPATH"] = os.pathsep.join([env.get("PYTHONPATH", ""), str(ROOT)]).strip(os.pathsep)
+    command = [sys.executable, "-c", CODE.format(json=as_json, timeout=timeout)]
+    if cli: command = CLI + ["--json"] * as_json
     start = time.monotonic()
-    run = subprocess.run(command, env=clean, cwd=tmp_path, capture_output=True, text=True, timeout=150)
+    run = subprocess.run(command, env=clean | env, cwd=tmp_path, capture_output=True, text=True,
+                         timeout=150)
     assert "Traceback" not in run.stdout + run.stderr, run.stderr
-    return (json.loads(run.stdout) if as_json else run.stdout), run.returncode, time.monotonic() - start
+    said = json.loads(run.stdout) if as_json else run.stdout
+    return said, run.returncode, time.monotonic() - start
 
 
 def line(said, name):
@@ -78,7 +87,8 @@ def test_this_machine_can_run_the_course(here):
 def test_every_line_has_a_status_and_a_remedy(here):
     said, _, _ = here
     names = [f["name"] for f in said["findings"]]
-    assert {"Python", "system", "memory", "disk", "driver", "torch", "bitsandbytes", "attention", "model hub"} <= set(names)
+    assert {"Python", "system", "memory", "disk", "driver", "torch", "bitsandbytes", "attention",
+            "model hub"} <= set(names)
     assert len(names) == len(set(names))
     for f in said["findings"]:
         assert f["status"] in ("ok", "warning", "fault") and f["saw"]
@@ -107,7 +117,10 @@ def test_broken_torch_is_a_finding(tmp_path, text, words):
 
 def test_hanging_torch_is_a_finding_in_time_and_leaves_no_process(tmp_path):
     pid = tmp_path / "pid"
-    text = f"import subprocess, time; p = subprocess.Popen(['sleep', '300']); open({str(pid)!r}, 'w').write(str(p.pid)); time.sleep(300)"
+    text = f"""import subprocess, time
+p = subprocess.Popen(['sleep', '300'])
+open({str(pid)!r}, 'w').write(str(p.pid))
+time.sleep(300)"""
     said, code, seconds = doctor(tmp_path, timeout=5, PYTHONPATH=fake_torch(tmp_path, text))
     assert "no answer within 5 s" in line(said, "torch")["saw"] and code == 1 and seconds < 30
     state = Path(f"/proc/{pid.read_text()}/stat")
@@ -120,22 +133,26 @@ def test_crash_of_bitsandbytes_leaves_torchs_word(tmp_path):
     write(tmp_path / "fake", "bitsandbytes.py", "import os; os.abort()")
     said, code, _ = doctor(tmp_path, PYTHONPATH=path)
     assert line(said, "torch")["status"] == "ok" and code == 0
-    assert line(said, "bitsandbytes")["status"] == "fault" and "signal 6" in line(said, "bitsandbytes")["saw"]
+    found = line(said, "bitsandbytes")
+    assert found["status"] == "fault" and "signal 6" in found["saw"]
 
 
 def test_healthy_card(tmp_path):
-    path = fake_torch(tmp_path, TORCH.format(version="2.15.0+cu132", cuda="'13.2'", init="pass", available=True))
+    path = fake_torch(tmp_path, TORCH.format(**ON_CARD, init="pass", available=True))
     smi = write(tmp_path / "bin", "nvidia-smi", SMI.format(driver="580.95.05"))
     said, code, _ = doctor(tmp_path, PYTHONPATH=path, PATH=smi + os.pathsep + os.environ["PATH"])
     assert (code, said["tier"]) == (0, "12gb")
-    assert [line(said, n)["status"] for n in ("driver", "card", "arithmetic", "torch on the card")] == ["ok", "warning", "ok", "ok"]
-    assert "firefox (2,210)" in line(said, "card")["saw"] and "bf16" in line(said, "arithmetic")["saw"]
-    assert {r["verdict"] for r in said["fits"] if r["model"] == "Llama-3.1-8B" and r["bits"] == 4.5} == {"yes"}
-    assert {r["verdict"] for r in said["fits"] if r["model"] == "Llama-3.1-8B" and r["bits"] == 16} == {"no"}
+    names = ("driver", "card", "arithmetic", "torch on the card")
+    assert [line(said, n)["status"] for n in names] == ["ok", "warning", "ok", "ok"]
+    assert "firefox (2,210)" in line(said, "card")["saw"]
+    assert "bf16" in line(said, "arithmetic")["saw"]
+    for bits, verdict in ((4.5, "yes"), (16, "no")):
+        rows = [r for r in said["fits"] if (r["model"], r["bits"]) == ("Llama-3.1-8B", bits)]
+        assert [r["verdict"] for r in rows] == [verdict]
 
 
 def test_old_driver_names_the_remedy_and_falls_back_to_tiny(tmp_path):
-    path = fake_torch(tmp_path, TORCH.format(version="2.15.0+cu132", cuda="'13.2'", init=NO_DRIVER, available=False))
+    path = fake_torch(tmp_path, TORCH.format(**ON_CARD, init=NO_DRIVER, available=False))
     smi = write(tmp_path / "bin", "nvidia-smi", SMI.format(driver="552.44"))
     said, code, _ = doctor(tmp_path, PYTHONPATH=path, PATH=smi + os.pathsep + os.environ["PATH"])
     assert (code, said["tier"], said["fits"]) == (0, "tiny", [])
@@ -144,7 +161,9 @@ def test_old_driver_names_the_remedy_and_falls_back_to_tiny(tmp_path):
 
 
 def test_cpu_build_beside_a_card(tmp_path):
-    path = fake_torch(tmp_path, TORCH.format(version="2.13.0+cpu", cuda=None, init="raise AssertionError('no CUDA')", available=False))
+    no_cuda = TORCH.format(version="2.13.0+cpu", cuda=None, init="raise AssertionError('no CUDA')",
+                           available=False)
+    path = fake_torch(tmp_path, no_cuda)
     smi = write(tmp_path / "bin", "nvidia-smi", SMI.format(driver="580.95"))
     said, _, _ = doctor(tmp_path, PYTHONPATH=path, PATH=smi + os.pathsep + os.environ["PATH"])
     assert "processor only" in line(said, "torch on the card")["saw"] and said["tier"] == "tiny"
@@ -152,30 +171,36 @@ def test_cpu_build_beside_a_card(tmp_path):
 
 def test_broken_driver_says_what_nvidia_smi_said(tmp_path):
     path = fake_torch(tmp_path, "raise ImportError('not now')")
-    smi = write(tmp_path / "bin", "nvidia-smi", "#!/bin/sh\necho 'Failed to initialize NVML: Driver/library version mismatch'\nexit 18\n")
+    text = "#!/bin/sh\necho 'Failed to initialize NVML: Driver/library version mismatch'\nexit 18\n"
+    smi = write(tmp_path / "bin", "nvidia-smi", text)
     said, _, _ = doctor(tmp_path, PYTHONPATH=path, PATH=smi + os.pathsep + os.environ["PATH"])
-    assert "version mismatch" in line(said, "driver")["saw"] and "restart" in line(said, "driver")["remedy"]
+    found = line(said, "driver")
+    assert "version mismatch" in found["saw"] and "restart" in found["remedy"]
 
 
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "http://nowhere.invalid", "not a url"])
 def test_unreachable_hub_is_a_warning_in_time(tmp_path, endpoint):
-    said, _, seconds = doctor(tmp_path, PYTHONPATH=fake_torch(tmp_path, "raise ImportError('not now')"), HF_ENDPOINT=endpoint, HF_HUB_OFFLINE="")
-    assert line(said, "model hub")["status"] == "warning" and "out of reach" in line(said, "model hub")["saw"]
+    said, _, seconds = doctor(tmp_path, PYTHONPATH=fake_torch(tmp_path, BROKEN),
+                              HF_ENDPOINT=endpoint, HF_HUB_OFFLINE="")
+    found = line(said, "model hub")
+    assert found["status"] == "warning" and "out of reach" in found["saw"]
     assert seconds < 20
 
 
 def test_table_for_people(tmp_path):
-    text, code, _ = doctor(tmp_path, as_json=False, PYTHONPATH=fake_torch(tmp_path, "raise ImportError('broken on purpose')"))
+    text, code, _ = doctor(tmp_path, as_json=False, PYTHONPATH=fake_torch(tmp_path, BROKEN))
     assert code == 1 and "✗ fault" in text and "broken on purpose" in text
     assert "cannot run here yet. First mend: torch." in re.sub(r"\s+", " ", text)
     assert "\x1b" not in text   # no colour codes in a pipe
 
 
 def test_import_is_light():
-    code = "import sys, mlcourse.doctor; print([m for m in ('torch', 'transformers', 'httpx', 'rich') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    heavy = {"torch", "transformers", "httpx", "rich"}
+    code = f"import sys, mlcourse.doctor; print(sorted({heavy} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
 
 
 def test_command(tmp_path):
-    said, code, _ = doctor(tmp_path, cli=True, PYTHONPATH=fake_torch(tmp_path, "raise ImportError('broken on purpose')"))
+    said, code, _ = doctor(tmp_path, cli=True, PYTHONPATH=fake_torch(tmp_path, BROKEN))
     assert code == 1 and line(said, "torch")["status"] == "fault"

@@ -1,6 +1,7 @@
-"""The GGUF exporter: what it refuses, what it writes, that a killed export goes on, and that llama.cpp agrees with transformers.
+"""The GGUF exporter: what it refuses, what it writes, that a killed export goes on, and that
+llama.cpp agrees with transformers.
 
-Quick tests write a random Llama of a few thousand weights; the slow ones start processes and llama.cpp.
+Quick tests write a random Llama of a few thousand weights; slow ones start processes.
 """
 from __future__ import annotations
 
@@ -16,7 +17,11 @@ from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTo
 
 from mlcourse import gguf as export
 
-LLAMA3 = dict(rope_type="llama3", rope_theta=10000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64)
+LLAMA3 = dict(rope_type="llama3", rope_theta=10000.0, factor=8.0, low_freq_factor=1.0,
+              high_freq_factor=4.0, original_max_position_embeddings=64)
+PLAIN = dict(rope_type="default", rope_theta=10000.0)
+CHAT = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
 
 
 def byte_tokenizer():
@@ -25,48 +30,61 @@ def byte_tokenizer():
     vocab = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     vocab["he"] = 256
     tok = Tokenizer(models.BPE(vocab=vocab, merges=[("h", "e")]))
-    tok.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(export.LLAMA3_SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    split = pre_tokenizers.Split(Regex(export.LLAMA3_SPLIT), "isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tok.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
     tok.decoder = decoders.ByteLevel()
     tok.add_special_tokens(["<|im_start|>", "<|im_end|>"])
     fast = PreTrainedTokenizerFast(tokenizer_object=tok, eos_token="<|im_end|>")
-    fast.chat_template = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    fast.chat_template = CHAT
     return fast
 
 
-def tiny_llama(folder: Path, tied: bool = False, rope: dict | None = None, width: int = 64, layers: int = 2, shard: str = "5GB") -> Path:
+def tiny_llama(folder: Path, tied: bool = False, rope: dict | None = None, width: int = 64,
+               layers: int = 2, shard: str = "5GB") -> Path:
     "A random Llama with grouped heads."
     torch.manual_seed(0)
-    config = LlamaConfig(hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2, vocab_size=260, tie_word_embeddings=tied,
-                         max_position_embeddings=512, rope_parameters=rope or dict(rope_type="default", rope_theta=10000.0), initializer_range=0.2)
+    config = LlamaConfig(hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers,
+                         num_attention_heads=4, num_key_value_heads=2, vocab_size=260,
+                         tie_word_embeddings=tied, max_position_embeddings=512,
+                         rope_parameters=rope or PLAIN, initializer_range=0.2)
     LlamaForCausalLM(config).save_pretrained(folder, max_shard_size=shard)
     byte_tokenizer().save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory): return tiny_llama(tmp_path_factory.mktemp("model")/"llama", rope=LLAMA3, shard="60KB")
+def model(tmp_path_factory):
+    return tiny_llama(tmp_path_factory.mktemp("model")/"llama", rope=LLAMA3, shard="60KB")
+
+
+def tensors_of(path): return {t.name: t for t in gguf.GGUFReader(path).tensors}
 
 
 def test_the_file_holds_the_weights(model, tmp_path):
     assert len(list(model.glob("*.safetensors"))) > 1          # several shards
-    tensors = {t.name: t for t in gguf.GGUFReader(export.export_gguf(model, tmp_path/"m.gguf", "f32")).tensors}
+    tensors = tensors_of(export.export_gguf(model, tmp_path/"m.gguf", "f32"))
     source = LlamaForCausalLM.from_pretrained(model).state_dict()
-    assert len(tensors) == len(source) + 1 and "rope_freqs.weight" in tensors and "output.weight" in tensors
-    assert np.array_equal(tensors["blk.1.attn_v.weight"].data, source["model.layers.1.self_attn.v_proj.weight"].numpy())
-    assert np.array_equal(tensors["blk.1.attn_k.weight"].data, export.interleave(source["model.layers.1.self_attn.k_proj.weight"].numpy(), 2))
-    assert not np.array_equal(tensors["blk.1.attn_k.weight"].data, source["model.layers.1.self_attn.k_proj.weight"].numpy())
+    assert len(tensors) == len(source) + 1
+    assert "rope_freqs.weight" in tensors and "output.weight" in tensors
+    k, v = (source[f"model.layers.1.self_attn.{name}_proj.weight"].numpy() for name in "kv")
+    assert np.array_equal(tensors["blk.1.attn_v.weight"].data, v)
+    assert np.array_equal(tensors["blk.1.attn_k.weight"].data, export.interleave(k, 2))
+    assert not np.array_equal(tensors["blk.1.attn_k.weight"].data, k)
 
 
 def test_a_tied_model_has_no_head(tmp_path):
-    names = [t.name for t in gguf.GGUFReader(export.export_gguf(tiny_llama(tmp_path/"m", tied=True), tmp_path/"m.gguf", "q4_0")).tensors]
+    folder = tiny_llama(tmp_path/"m", tied=True)
+    names = tensors_of(export.export_gguf(folder, tmp_path/"m.gguf", "q4_0"))
     assert "output.weight" not in names and "token_embd.weight" in names
 
 
 @pytest.mark.parametrize("type", export.TYPES)
 def test_sizes_are_as_planned(model, tmp_path, type):
     path = export.export_gguf(model, tmp_path/"m.gguf", type)
-    for t in gguf.GGUFReader(path).tensors:
-        assert t.tensor_type == (export.Q.F32 if len(t.shape) == 1 else export.TYPES[type][t.name in export.TABLES]), t.name
+    for t in tensors_of(path).values():
+        wanted = export.TYPES[type][t.name in export.TABLES] if len(t.shape) > 1 else export.Q.F32
+        assert t.tensor_type == wanted, t.name
     assert [p.name for p in tmp_path.iterdir()] == ["m.gguf"]     # no part is left
 
 
@@ -78,7 +96,7 @@ def test_small_pieces_give_the_same_file(model, tmp_path, monkeypatch):
 
 def test_rows_that_are_no_whole_blocks_stay_f16(tmp_path):
     path = export.export_gguf(tiny_llama(tmp_path/"m", width=48), tmp_path/"m.gguf", "q8_0")
-    assert {t.tensor_type for t in gguf.GGUFReader(path).tensors if t.name == "blk.0.attn_q.weight"} == {export.Q.F16}
+    assert tensors_of(path)["blk.0.attn_q.weight"].tensor_type == export.Q.F16
 
 
 class Killed(BaseException): pass
@@ -94,8 +112,9 @@ def test_a_killed_export_goes_on(model, tmp_path):
     part, = tmp_path.glob("m.gguf.*.part")
     with part.open("ab") as f: f.write(b"half a tensor")          # what a kill leaves behind
     again = []
-    assert export.export_gguf(model, tmp_path/"m.gguf", "q8_0", lambda done, total: again.append(done)).read_bytes() == whole
-    assert again[0] > written[-1] and len(again) + 5 == len(gguf.GGUFReader(tmp_path/"m.gguf").tensors)
+    def count(done, total): again.append(done)
+    assert export.export_gguf(model, tmp_path/"m.gguf", "q8_0", count).read_bytes() == whole
+    assert again[0] > written[-1] and len(again) + 5 == len(tensors_of(tmp_path/"m.gguf"))
 
 
 def test_a_part_of_other_weights_is_not_continued(tmp_path):
@@ -105,7 +124,8 @@ def test_a_part_of_other_weights_is_not_continued(tmp_path):
     torch.manual_seed(1)
     LlamaForCausalLM(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
     os.utime(folder/"model.safetensors", ns=(1, 1))
-    assert export.export_gguf(folder, tmp_path/"m.gguf", "f16").read_bytes() == export.export_gguf(folder, tmp_path/"n.gguf", "f16").read_bytes()
+    after, anew = (export.export_gguf(folder, tmp_path/f"{n}.gguf", "f16") for n in "mn")
+    assert after.read_bytes() == anew.read_bytes()
     assert not list(tmp_path.glob("*.part"))
 
 
@@ -122,7 +142,8 @@ def test_what_is_refused(model, tmp_path, monkeypatch):
     next(copy.glob("model-00002*")).unlink()
     with said("incomplete"): export.export_gguf(copy, tmp_path/"x.gguf")
     config = json.loads((model/"config.json").read_text())
-    (copy/"config.json").write_text(json.dumps(config | dict(quantization_config=dict(quant_method="bitsandbytes"))))
+    config["quantization_config"] = dict(quant_method="bitsandbytes")
+    (copy/"config.json").write_text(json.dumps(config))
     with said("quantized already"): export.export_gguf(copy, tmp_path/"x.gguf")
     monkeypatch.setattr(export.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with said("Make room"): export.export_gguf(model, tmp_path/"x.gguf")
@@ -130,10 +151,11 @@ def test_what_is_refused(model, tmp_path, monkeypatch):
 
 
 def test_architectures_and_scalings_that_are_not_known():
-    with said("GPT2LMHeadModel"): export.plan_tensors(SimpleNamespace(architectures=["GPT2LMHeadModel"]), {})
+    gpt2 = SimpleNamespace(architectures=["GPT2LMHeadModel"])
+    with said("GPT2LMHeadModel"): export.plan_tensors(gpt2, {})
     with said("yarn"): export.rope_divisors(SimpleNamespace(rope_parameters=dict(rope_type="yarn")))
-    config = LlamaConfig(num_hidden_layers=1, architectures=["LlamaForCausalLM"])
-    with said("no name"): export.plan_tensors(config, {"model.layers.0.mlp.experts.weight": (32, 32)})
+    config, odd = LlamaConfig(num_hidden_layers=1, architectures=["LlamaForCausalLM"]), (32, 32)
+    with said("no name"): export.plan_tensors(config, {"model.layers.0.mlp.experts.weight": odd})
 
 
 def test_a_full_disk_keeps_what_is_written(model, tmp_path, monkeypatch):
@@ -147,18 +169,22 @@ def test_a_full_disk_keeps_what_is_written(model, tmp_path, monkeypatch):
     with said("run the same again"): export.export_gguf(model, tmp_path/"m.gguf")
     monkeypatch.setattr(export, "_pieces", real)
     again = []
-    export.export_gguf(model, tmp_path/"m.gguf", said=lambda done, total: again.append(done))
-    assert len(again) == len(gguf.GGUFReader(tmp_path/"m.gguf").tensors) - 2
+    def count(done, total): again.append(done)
+    export.export_gguf(model, tmp_path/"m.gguf", progress=count)
+    assert len(again) == len(tensors_of(tmp_path/"m.gguf")) - 2
 
 
 def test_merge_and_its_refusals(model, tmp_path):
     from peft import LoraConfig, PeftModel, get_peft_model
-    peft = get_peft_model(LlamaForCausalLM.from_pretrained(model), LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False))
-    peft.save_pretrained(tmp_path/"adapter")
+    def base(): return LlamaForCausalLM.from_pretrained(model)
+    lora = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    get_peft_model(base(), lora).save_pretrained(tmp_path/"adapter")
+    adapted = PeftModel.from_pretrained(base(), tmp_path/"adapter").eval()
     ids = torch.arange(20)[None]
-    with torch.no_grad(): wanted = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(model), tmp_path/"adapter").eval()(ids).logits
     merged = export.merge(model, tmp_path/"adapter", tmp_path/"merged", "fp32")
-    with torch.no_grad(): assert (LlamaForCausalLM.from_pretrained(merged)(ids).logits - wanted).abs().max() < 1e-3
+    with torch.no_grad():
+        difference = LlamaForCausalLM.from_pretrained(merged)(ids).logits - adapted(ids).logits
+    assert difference.abs().max() < 1e-3
     with said("no dtype"): export.merge(model, tmp_path/"adapter", tmp_path/"x", "int8")
     with said("no adapter"): export.merge(model, model, tmp_path/"x")
     with said("Merge it first"): export.export_gguf(tmp_path/"adapter", tmp_path/"x.gguf")
@@ -170,7 +196,8 @@ def test_merge_and_its_refusals(model, tmp_path):
 def test_a_modelfile_reads_back(tmp_path):
     (tmp_path/"m.gguf").write_bytes(b"")
     found = export.read_modelfile(export.modelfile(tmp_path/"m.gguf", byte_tokenizer(), 512, 0.5))
-    assert found["parameter"] == dict(stop="<|im_end|>", num_ctx=512, temperature=0.5) and found["from"] == "./m.gguf"
+    assert found["parameter"] == dict(stop="<|im_end|>", num_ctx=512, temperature=0.5)
+    assert found["from"] == "./m.gguf"
     (tmp_path/"Modelfile").write_text("FROM ./n.gguf\n")
     with said("no such file"): export.read_modelfile(tmp_path/"Modelfile")
     (tmp_path/"Modelfile").write_text("FROM ./m.gguf\nTEMPLAT x\n")
@@ -179,11 +206,13 @@ def test_a_modelfile_reads_back(tmp_path):
 
 def test_a_template_with_a_default_system_message_and_llama3s_form():
     tok = byte_tokenizer()
-    tok.chat_template = ("{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}" + tok.chat_template)
+    tok.chat_template = ("{% if messages[0]['role'] != 'system' %}"
+                         "<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}" + CHAT)
     template, default = export.go_template(tok)
     assert default == "Be kind."
-    turns = [dict(role="user", content="a"), dict(role="assistant", content="b"), dict(role="user", content="c")]
-    assert export.render_go(template, [dict(role="system", content=default), *turns]) == tok.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    turns = [dict(role=r, content=c) for r, c in (("user", "a"), ("assistant", "b"), ("user", "c"))]
+    wanted = tok.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert export.render_go(template, [dict(role="system", content=default), *turns]) == wanted
     tok.chat_template = "{% for m in messages %}[{{ loop.index }}]{{ m['content'] }}{% endfor %}"
     with said("by hand"): export.go_template(tok)
 
@@ -193,7 +222,7 @@ def test_a_template_with_a_default_system_message_and_llama3s_form():
 @pytest.mark.slow
 @pytest.mark.parametrize("rope", [None, LLAMA3], ids=["default", "llama3"])
 def test_llama_cpp_agrees_at_every_position(tmp_path, rope):
-    "An untied random Llama with grouped heads, with and without Llama 3's scaling, far beyond its original context."
+    "An untied Llama with grouped heads, also with Llama 3's scaling and far beyond its context."
     from mlcourse.llm import llama_cpp
     folder = tiny_llama(tmp_path/"m", rope=rope)
     path = export.export_gguf(folder, tmp_path/"m.gguf", "f32")
@@ -207,15 +236,18 @@ def test_llama_cpp_agrees_at_every_position(tmp_path, rope):
 def test_the_tokenizer_travels(model, tmp_path):
     from mlcourse.llm import llama_cpp
     tok = byte_tokenizer()
-    texts = ["the hen, 12345 times", "  he\n\n\the ", "Grüße, 東京 🙂", "<|im_start|>user\nhe<|im_end|>", ""]
+    texts = ["the hen, 12345 times", "  he\n\n\the ", "Grüße, 東京 🙂",
+             "<|im_start|>user\nhe<|im_end|>", ""]
     with llama_cpp(export.export_gguf(model, tmp_path/"m.gguf", "f16"), 256, 0) as engine:
-        for text in texts: assert export.tokenize(engine, text) == tok(text, add_special_tokens=False).input_ids, text
+        for text in texts:
+            assert export.tokenize(engine, text) == tok(text, add_special_tokens=False).input_ids
 
 
 @pytest.mark.slow
 def test_kill_and_again_from_the_command_line(tmp_path):
     folder = tiny_llama(tmp_path/"m", width=1024, layers=6)
-    command = [sys.executable, "-m", "mlcourse.cli", "gguf", str(folder), str(tmp_path/"m.gguf"), "--type", "q5_1"]
+    command = [sys.executable, "-m", "mlcourse.cli", "gguf", str(folder), str(tmp_path/"m.gguf"),
+               "--type", "q5_1"]
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 120
     while time.monotonic() < end and running.poll() is None:
@@ -224,12 +256,17 @@ def test_kill_and_again_from_the_command_line(tmp_path):
     os.kill(running.pid, signal.SIGKILL)
     running.wait()
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0 and "Wrote" in done.stdout and (tmp_path/"Modelfile").is_file(), done.stderr
-    assert (tmp_path/"m.gguf").read_bytes() == export.export_gguf(folder, tmp_path/"n.gguf", "q5_1").read_bytes()
+    assert done.returncode == 0 and "Wrote" in done.stdout, done.stderr
+    assert (tmp_path/"Modelfile").is_file()
+    anew = export.export_gguf(folder, tmp_path/"n.gguf", "q5_1")
+    assert (tmp_path/"m.gguf").read_bytes() == anew.read_bytes()
 
 
 @pytest.mark.slow
 def test_errors_of_the_command_are_sentences(tmp_path):
-    for args, code, word in ((["gguf", str(tmp_path), "x.gguf"], 1, "config.json"), (["gguf", "llama-99b", "x.gguf"], 1, "no model"), (["gguf", str(tmp_path)], 2, "out")):
-        done = subprocess.run([sys.executable, "-m", "mlcourse.cli", *args], capture_output=True, text=True, timeout=120, cwd=tmp_path)
-        assert done.returncode == code and word.lower() in done.stderr.lower() and "Traceback" not in done.stderr, done.stderr
+    for args, code, word in (([str(tmp_path), "x.gguf"], 1, "config.json"),
+                             (["llama-99b", "x.gguf"], 1, "no model"), ([str(tmp_path)], 2, "out")):
+        done = subprocess.run([sys.executable, "-m", "mlcourse.cli", "gguf", *args], cwd=tmp_path,
+                              capture_output=True, text=True, timeout=120)
+        assert done.returncode == code and word in done.stderr.lower(), done.stderr
+        assert "Traceback" not in done.stderr

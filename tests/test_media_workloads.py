@@ -1,4 +1,5 @@
-"""Pictures, sound and both: the workloads are the real classes, they grow as they should, and the whole table stays in its range."""
+"""Pictures, sound and both: the workloads are the real classes, they grow as they should, and the
+whole table stays in its range."""
 import pytest
 import torch
 
@@ -11,7 +12,9 @@ pytestmark = pytest.mark.slow
 def allocated(trace): return replay(trace).peak_allocated
 
 
-@pytest.mark.parametrize("name, published", [("tiny", 39e6), ("base", 74e6), ("small", 244e6), ("medium", 769e6), ("large-v2", 1550e6), ("turbo", 809e6)])
+@pytest.mark.parametrize("name, published", [
+    ("tiny", 39e6), ("base", 74e6), ("small", 244e6), ("medium", 769e6), ("large-v2", 1550e6),
+    ("turbo", 809e6)])
 def test_whisper_has_the_published_size_and_peaks_while_it_loads(name, published):
     trace = mw.whisper_infer(name)
     assert abs(trace.meta["params"] / published - 1) < 0.05
@@ -36,19 +39,23 @@ def test_a_cast_model_keeps_its_names_and_flags():
     with fake():
         model = mw.hollow(lambda: torch.nn.Linear(4, 4).requires_grad_(False))
         mw.cast(model, torch.float16)
-    assert [(n, p.dtype, p.requires_grad) for n, p in model.named_parameters()] == [(n, torch.float16, False) for n in ("weight", "bias")]
+    got = [(n, p.dtype, p.requires_grad) for n, p in model.named_parameters()]
+    assert got == [(n, torch.float16, False) for n in ("weight", "bias")]
 
 
 def test_checkpointing_saves_memory():
-    plain, saving = (allocated(mw.whisper_train("tiny", batch=8, checkpointing=c)) for c in (False, True))
+    plain, saving = (allocated(mw.whisper_train("tiny", batch=8, checkpointing=on))
+                     for on in (False, True))
     assert saving < 0.8 * plain
 
 
 def test_flags_of_stable_diffusion_save_what_they_promise():
     with fake(): sizes = {k: mw.n_params(m) for k, m in mw.diffusion_parts("xl").items()}
     assert sizes["unet"] == 2_567_463_684 and sizes["text_2"] == 694_659_840
-    assert allocated(mw.diffusion_infer("xl", offload=True)) < 0.8 * allocated(mw.diffusion_infer("xl"))
-    whole, tiled = (allocated(mw.diffusion_infer("1.5", size=1024, vae_tiling=t)) for t in (False, True))
+    kept, offloaded = (allocated(mw.diffusion_infer("xl", offload=on)) for on in (False, True))
+    assert offloaded < 0.8 * kept
+    whole, tiled = (allocated(mw.diffusion_infer("1.5", size=1024, vae_tiling=on))
+                    for on in (False, True))
     assert tiled < 0.9 * whole
 
 
@@ -56,5 +63,6 @@ def test_flags_of_stable_diffusion_save_what_they_promise():
 def test_predictions_stay_near_what_is_published(row):
     p = mw.predicted(row)
     if row.bound == "below": assert 0.2 * row.published < p < row.published
-    elif row.name in ("Whisper tiny", "Whisper base"): assert p < row.published   # the README rounds up to a whole GB
+    elif row.name in ("Whisper tiny", "Whisper base"):
+        assert p < row.published   # the README rounds up to a whole GB
     else: assert 0.72 * row.published < p < 1.2 * row.published

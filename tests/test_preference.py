@@ -1,4 +1,4 @@
-"""Preference pairs, the DPO loss against TRL's own batches, and short real trainings of a random Llama."""
+"""Preference pairs, the DPO loss against TRL's own batches, short trainings of a random Llama."""
 from __future__ import annotations
 
 import json
@@ -10,12 +10,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from mlcourse import preference as pref
 from test_gguf import byte_tokenizer
 
-LINE = "07:15 host=otter sshd: Failed password user=mira from 10.1.2.3"
+FAST = dict(per_device_train_batch_size=4, gradient_accumulation_steps=1, lora_r=4, lora_alpha=8)
 
 
 def row(event, i=0):
     record = json.dumps(dict(host=f"h{i}", event=event, subject="x"))
-    return dict(messages=[dict(role="system", content="s"), dict(role="user", content=f"07:15 h{i} {event}"), dict(role="assistant", content=record)])
+    said = (("system", "s"), ("user", f"07:15 h{i} {event}"), ("assistant", record))
+    return dict(messages=[dict(role=role, content=content) for role, content in said])
 
 
 @pytest.fixture
@@ -24,7 +25,9 @@ def small():
     torch.manual_seed(0)
     tok = byte_tokenizer()
     tok.pad_token = tok.eos_token
-    return LlamaForCausalLM(LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, vocab_size=260, max_position_embeddings=512)), tok
+    shape = LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, vocab_size=260,
+                        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=512)
+    return LlamaForCausalLM(shape), tok
 
 
 @pytest.fixture
@@ -34,18 +37,21 @@ def pairs():
 
 
 def test_pairs_are_balanced_and_of_equal_length():
-    rows = [row(e, i) for i in range(5) for e in ("disk_full", "out_of_memory", "login_failed", "session", "restart", "timeout")]
+    events = ("disk_full", "out_of_memory", "login_failed", "session", "restart", "timeout")
+    rows = [row(e, i) for i in range(5) for e in events]
     found = pref.on_call_pairs(rows, 24)
-    chosen = [p["chosen"][0]["content"] for p in found]
+    chosen, rejected = ([p[side][0]["content"] for p in found] for side in ("chosen", "rejected"))
     assert len(found) == 24 and chosen.count(pref.CALL) == chosen.count(pref.WAIT) == 12
-    assert all({p["chosen"][0]["content"], p["rejected"][0]["content"]} == {pref.CALL, pref.WAIT} for p in found)
+    assert all({a, b} == {pref.CALL, pref.WAIT} for a, b in zip(chosen, rejected))
     with pytest.raises(pref.PreferenceError, match="are wanted"): pref.on_call_pairs(rows, 60)
 
 
-@pytest.mark.parametrize("args, why", [(([], "a", "b"), "user's message"), (([dict(role="assistant", content="x")], "a", "b"), "user's message"),
-                                       (([dict(role="user", content="x")], " ", "b"), "empty"), (([dict(role="user", content="x")], "a", "a "), "nothing to prefer")])
-def test_pairs_that_are_none(args, why):
-    with pytest.raises(pref.PreferenceError, match=why): pref.make_pair(*args)
+@pytest.mark.parametrize("role, chosen, rejected, why", [
+    (None, "a", "b", "user's message"), ("assistant", "a", "b", "user's message"),
+    ("user", " ", "b", "empty"), ("user", "a", "a ", "nothing to prefer")])
+def test_pairs_that_are_none(role, chosen, rejected, why):
+    prompt = [dict(role=role, content="x")] if role else []
+    with pytest.raises(pref.PreferenceError, match=why): pref.make_pair(prompt, chosen, rejected)
 
 
 def test_log_probabilities_do_not_depend_on_the_batch(small):
@@ -57,40 +63,40 @@ def test_log_probabilities_do_not_depend_on_the_batch(small):
     assert torch.allclose(together, alone, atol=1e-4)
 
 
+def batch_logps(model, batch):
+    "The log-probabilities of a batch of TRL: first all chosen answers, then all rejected."
+    ids, answer = batch["input_ids"], batch["completion_mask"][:, 1:]
+    logits = model(input_ids=ids, attention_mask=batch["attention_mask"]).logits[:, :-1]
+    logps = logits.float().log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
+    return torch.stack((logps * answer).sum(1).chunk(2), 1)
+
+
 @pytest.mark.parametrize("beta", [0.01, 0.1, 3.0])
 def test_loss_equals_trls(small, pairs, tmp_path, beta):
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
     model, tok = small
-    trainer = DPOTrainer(model, args=DPOConfig(str(tmp_path), beta=beta, report_to="none", use_cpu=True, bf16=False, activation_checkpointing=False, per_device_train_batch_size=4),
-                         train_dataset=Dataset.from_list(pairs), processing_class=tok, peft_config=pref.lora(model, 4, 8))
+    args = DPOConfig(str(tmp_path), beta=beta, report_to="none", use_cpu=True, bf16=False,
+                     activation_checkpointing=False, per_device_train_batch_size=4)
+    trainer = DPOTrainer(model, args=args, train_dataset=Dataset.from_list(pairs),
+                         processing_class=tok, peft_config=pref.lora(model, 4, 8))
     for name, p in trainer.model.named_parameters():
         if "lora_B" in name: torch.nn.init.normal_(p.data, std=0.3)
     trainer.model.eval()
     batch = next(iter(trainer.get_train_dataloader()))
     with torch.no_grad():
         theirs = trainer.compute_loss(trainer.model, dict(batch))
-        policy = pref.batch_logps(trainer.model, batch)
-        with trainer.model.disable_adapter(): reference = pref.batch_logps(trainer.model, batch)
+        policy = batch_logps(trainer.model, batch)
+        with trainer.model.disable_adapter():
+            reference = batch_logps(trainer.model, batch)
     assert (policy - reference).abs().max() > 0.01          # the adapter does something
     assert abs(float(pref.dpo_loss(policy, reference, beta)[0]) - float(theirs)) < 1e-5
 
 
-def test_advantages_are_zero_without_differences():
-    assert (pref.group_advantages(torch.ones(2, 4)) == 0).all()
-    found = pref.group_advantages(torch.tensor([[0.0, 1.0]]))
-    assert torch.allclose(found.sum(1), torch.zeros(1), atol=1e-6) and found[0, 1] > 0
-
-
-def test_reward_reads_whole_words():
-    prompt = [dict(role="user", content=LINE)]
-    def reward(text): return pref.words_from_line([prompt], [[dict(role="assistant", content=text)]])[0]
-    assert [reward(t) for t in ("sshd failed", "SSHD.", "sshdx", "ssh", "")] == [1, 1, 0, 0, 0]
-
-
 def test_training_refuses_what_it_cannot_do(small, tmp_path):
     with pytest.raises(pref.PreferenceError, match="no pairs"): pref.train_dpo(*small, [], tmp_path)
-    with pytest.raises(pref.PreferenceError, match="at least two"): pref.train_grpo(*small, [], pref.words_from_line, tmp_path, answers=1)
+    with pytest.raises(pref.PreferenceError, match="at least two"):
+        pref.train_grpo(*small, [], len, tmp_path, num_generations=1)
 
 
 def test_only_the_upper_layers_are_adapted(small):
@@ -104,9 +110,11 @@ def test_only_the_upper_layers_are_adapted(small):
 def test_dpo_learns_and_leaves_an_adapter(small, pairs, tmp_path):
     model, tok = small
     before = pref.pair_logps(model, tok, pairs)
-    trainer = pref.train_dpo(model, tok, pairs, tmp_path/"a", beta=0.5, lr=1e-2, epochs=5, batch=4, accumulate=1, r=4, alpha=8)
+    trainer = pref.train_dpo(model, tok, pairs, tmp_path/"a", beta=0.5, learning_rate=1e-2,
+                             num_train_epochs=5, **FAST)
     moved = pref.pair_logps(trainer.model.eval(), tok, pairs) - before
-    assert (moved[:, 0] > moved[:, 1]).all() and (tmp_path/"a"/"adapter_model.safetensors").is_file()
+    assert (moved[:, 0] > moved[:, 1]).all()
+    assert (tmp_path/"a"/"adapter_model.safetensors").is_file()
     assert trainer.state.log_history[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
 
 
@@ -114,7 +122,8 @@ def test_dpo_learns_and_leaves_an_adapter(small, pairs, tmp_path):
 def test_a_loss_that_is_no_number_is_a_sentence(small, pairs, tmp_path):
     model, tok = small
     with torch.no_grad(): model.lm_head.weight[:] = float("nan")
-    with pytest.raises(pref.PreferenceError, match="Lower lr"): pref.train_dpo(model, tok, pairs, tmp_path/"a", batch=4, accumulate=1, r=4, alpha=8)
+    with pytest.raises(pref.PreferenceError, match="Lower learning_rate"):
+        pref.train_dpo(model, tok, pairs, tmp_path/"a", **FAST)
     assert not (tmp_path/"a"/"adapter_model.safetensors").exists()
 
 
@@ -122,7 +131,11 @@ def test_a_loss_that_is_no_number_is_a_sentence(small, pairs, tmp_path):
 def test_grpo_raises_its_reward(small, tmp_path):
     "A reward that a random model earns at random: the share of the letter e."
     model, tok = small
-    def letters(prompts, completions, **kw): return [c[0]["content"].count("e") / 8 for c in completions]
-    trainer = pref.train_grpo(model, tok, [[dict(role="user", content="x")]] * 8, letters, tmp_path, steps=25, prompts_per_step=4, answers=8, max_new_tokens=8, lr=2e-2, r=4, alpha=8)
+    def letters(prompts, completions, **kw):
+        return [c[0]["content"].count("e") / 8 for c in completions]
+    prompts = [[dict(role="user", content="x")]] * 8
+    trainer = pref.train_grpo(model, tok, prompts, letters, tmp_path, prompts_per_step=4,
+                              num_generations=8, max_new_tokens=8, lora_r=4, lora_alpha=8,
+                              max_steps=25, learning_rate=2e-2)
     rewards = [h["reward"] for h in trainer.state.log_history if "reward" in h]
     assert sum(rewards[-5:]) > sum(rewards[:5])

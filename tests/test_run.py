@@ -1,4 +1,4 @@
-"""`mlcourse run` as a process: killed and resumed, interrupted, timed out, refused, short of disk."""
+"""`mlcourse run` as a process: killed and resumed, interrupted, timed out, refused, out of disk."""
 import json, os, resource, signal, subprocess, sys, time
 from pathlib import Path
 
@@ -8,11 +8,15 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 CLI = [sys.executable, "-m", "mlcourse.cli", "run"]
 SLEEP = "import time; time.sleep(600)"
+LEFT_CHILD = ("import pathlib, subprocess", "child = subprocess.Popen(['sleep', '600'])",
+              "def note(p, name): pathlib.Path(name).write_text(str(p.pid))")
 NOTE_PID = "import os, pathlib; pathlib.Path('pid').write_text(str(os.getpid()))"
 
 
-def write(folder: Path, name: str, *sources: str, params: str | None = 'tier = "auto"\nsteps = 3') -> Path:
-    "A notebook with a parameters cell, unless there is to be none, and a code cell for each source."
+PARAMS = 'tier = "auto"\nsteps = 3'
+
+def write(folder: Path, name: str, *sources: str, params: str | None = PARAMS) -> Path:
+    "A notebook with a parameters cell, if there is to be one, and a code cell for each source."
     cells = [] if params is None else [new_code_cell(params, metadata={"tags": ["parameters"]})]
     file = folder / f"{name}.ipynb"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -26,8 +30,9 @@ def start(tmp_path, environment):
     started = []
 
     def start(*args, env=(), **kwargs) -> subprocess.Popen:
-        process = subprocess.Popen([*CLI, *map(str, args)], cwd=tmp_path, env=environment | dict(env), text=True,
-                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs)
+        process = subprocess.Popen([*CLI, *map(str, args)], cwd=tmp_path, text=True,
+                                   env=environment | dict(env), stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE, **kwargs)
         started.append(process)
         return process
 
@@ -78,7 +83,7 @@ def statuses(out: Path) -> list[str]: return [r["status"] for r in report(out)["
 def test_kill_9_half_way_then_resume(tmp_path, start, run):
     log = "open('log', 'a').write('{} ')"
     write(tmp_path, "nb/01_a", log.format("a"))
-    write(tmp_path, "nb/02_b", log.format("b"), NOTE_PID, "if not os.path.exists('go'): import time; time.sleep(600)")
+    write(tmp_path, "nb/02_b", log.format("b"), NOTE_PID, f"if not os.path.exists('go'): {SLEEP}")
     write(tmp_path, "nb/03_c", log.format("c"))
     runner, out = start("nb", "--out", "out"), tmp_path / "out"
     kernel = pid_in(tmp_path / "nb/pid")
@@ -102,50 +107,57 @@ def test_kill_9_half_way_then_resume(tmp_path, start, run):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted(tmp_path, start, number):
-    write(tmp_path, "01_a", NOTE_PID, "import subprocess", "child = subprocess.Popen(['sleep', '600'])",
-          "pathlib.Path('child').write_text(str(child.pid))", SLEEP)
+    write(tmp_path, "01_a", NOTE_PID, *LEFT_CHILD, "note(child, 'child')", SLEEP)
     write(tmp_path, "02_b", "open('never', 'w')")
-    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)     # a shell's background jobs ignore Ctrl-C, and their children inherit that
+    # A shell's background jobs ignore Ctrl-C, and their children inherit that.
+    def heard(): signal.signal(signal.SIGINT, signal.SIG_DFL)
     runner = start("01_a.ipynb", "02_b.ipynb", "--out", "out", preexec_fn=heard)
     kernel, child = pid_in(tmp_path / "pid"), pid_in(tmp_path / "child")
     runner.send_signal(number)
     out, err = runner.communicate(timeout=30)
     assert runner.returncode == 128 + number and "--resume" in err and "Traceback" not in out + err
-    assert statuses(tmp_path / "out") == ["skipped", "skipped"] and not (tmp_path / "never").exists()
+    assert statuses(tmp_path / "out") == ["skipped", "skipped"]
+    assert not (tmp_path / "never").exists()
     assert gone(kernel) and gone(child)
 
 
 @pytest.mark.slow
 def test_timeout_kills_the_group_while_another_goes_on(tmp_path, run):
-    write(tmp_path, "nb/01_hangs", "import pathlib, subprocess", "child = subprocess.Popen(['sleep', '600'])",
+    write(tmp_path, "nb/01_hangs", *LEFT_CHILD,
           "far = subprocess.Popen(['sleep', '600'], start_new_session=True)",
-          "pathlib.Path('child').write_text(str(child.pid)); pathlib.Path('far').write_text(str(far.pid))", SLEEP)
-    write(tmp_path, "nb/02_quick", "from mlcourse.record import record", "record('steps_seen', steps, at_least=7)")
+          "note(child, 'child'), note(far, 'far')", SLEEP)
+    write(tmp_path, "nb/02_quick", "from mlcourse.record import record",
+          "record('steps_seen', steps, at_least=7)")
     write(tmp_path, "nb/03_leaves", "import sys", "sys.exit()", "1 / 0")
     code, out, err = run("nb", "--out", "out", "--jobs", 2, "--timeout", 12, "-p", "steps=7")
     rows = report(tmp_path / "out")["notebooks"]
     assert (code, [r["status"] for r in rows]) == (1, ["timeout", "ok", "failed"]), out + err
-    assert [r["path"] for r in rows] == ["nb/01_hangs.ipynb", "nb/02_quick.ipynb", "nb/03_leaves.ipynb"], "course order, not the order of ending"
+    in_order = ["nb/01_hangs.ipynb", "nb/02_quick.ipynb", "nb/03_leaves.ipynb"]
+    assert [r["path"] for r in rows] == in_order, "course order, not the order of ending"
     assert gone(pid_in(tmp_path / "nb/child")) and gone(pid_in(tmp_path / "nb/far"))
-    assert rows[0]["error"]["cell"] == 5 and rows[0]["error"]["type"] == "Timeout" and 12 <= rows[0]["seconds"] < 25
-    assert rows[1]["metrics"] == {"steps_seen": {"value": 7.0, "at_least": 7, "at_most": None, "ok": True}}
+    assert rows[0]["error"]["cell"] == 6 and rows[0]["error"]["type"] == "Timeout"
+    assert 12 <= rows[0]["seconds"] < 25
+    seen = {"value": 7.0, "at_least": 7, "at_most": None, "ok": True}
+    assert rows[1]["metrics"] == {"steps_seen": seen}
     assert rows[1]["peak_rss_mb"] > 10 and rows[1]["peak_vram_mb"] is None
     assert rows[2]["error"]["type"] == "SystemExit" and rows[2]["error"]["cell"] == 2
-    assert "1 of 3 notebooks ok, 1 failed, 1 timed out" in out and out.index("[1/3] nb/01_hangs.ipynb …") < out.index("ok  nb/02_quick.ipynb")
+    assert "1 of 3 notebooks ok, 1 failed, 1 timed out" in out
+    assert out.index("[1/3] nb/01_hangs.ipynb …") < out.index("ok  nb/02_quick.ipynb")
     killed = nbformat.read(tmp_path / "out/nb/01_hangs.ipynb", as_version=4)
     assert "ran past its limit" in killed.cells[-1].outputs[-1].text
 
 
 @pytest.mark.slow
 def test_kernel_is_ours_and_clean(tmp_path, run):
-    "The running Python whatever kernels are installed, an environment of its own, and nothing left behind."
+    "The running Python whatever kernels there are, its own environment, and nothing left behind."
     spec = tmp_path / "share/kernels/python3/kernel.json"
     spec.parent.mkdir(parents=True)
     spec.write_text(json.dumps(dict(argv=["/bin/false"], display_name="wrong", language="python")))
-    smi = tmp_path / "bin/nvidia-smi"   # a card, so that torch is asked for its memory; this torch answers what a real one would
+    smi = tmp_path / "bin/nvidia-smi"   # a card, so that torch is asked for its memory
     smi.parent.mkdir()
     smi.write_text("#!/bin/sh\necho 'NVIDIA GeForce RTX 4070 Ti, 12282, 11034, 580.95'\n")
     smi.chmod(0o755)
+    # This torch answers what a real one would.
     torch = """from types import SimpleNamespace as N
 cuda = N(is_initialized=lambda: True, device_count=lambda: 2, max_memory_reserved=lambda n: peak)
 peak, sys.modules['torch'] = 3 * 2**20, N(cuda=cuda)"""
@@ -153,18 +165,23 @@ peak, sys.modules['torch'] = 3 * 2**20, N(cuda=cuda)"""
     mine = f"""import os, sys, subprocess, pathlib
 assert sys.executable == {sys.executable!r}
 assert 'MLCOURSE_TIER' not in os.environ and tier == 'tiny' and os.environ['HF_HUB_OFFLINE'] == '1'
-assert os.environ['MLCOURSE_OUT'] == {str(tmp_path / '_run/tiny/outputs')!r} and os.getcwd() == str(pathlib.Path({str(tmp_path)!r}) / FOLDER)
+assert os.environ['MLCOURSE_OUT'] == {str(tmp_path / '_run/tiny/outputs')!r}
+assert os.getcwd() == str(pathlib.Path({str(tmp_path)!r}) / FOLDER)
 """
     verify = "assert os.environ.get('MLCOURSE_EXERCISES') == EXPECTED"
-    server = "p = subprocess.Popen(['sleep', '600'], start_new_session=True); pathlib.Path('server').write_text(str(p.pid))"
-    write(tmp_path, "nbs/week1/01_a", "FOLDER, EXPECTED = 'nbs/week1', 'verify'", mine, verify, server, torch, "peak = 0")
+    server = """p = subprocess.Popen(['sleep', '600'], start_new_session=True)
+pathlib.Path('server').write_text(str(p.pid))"""
+    ours = "FOLDER, EXPECTED = 'nbs/week1', 'verify'"
+    write(tmp_path, "nbs/week1/01_a", ours, mine, verify, server, torch, "peak = 0")
     write(tmp_path, "work/week1/01_a", "FOLDER, EXPECTED = 'work/week1', None", mine, verify)
-    code, out, err = run("nbs", "work", "-j2", env=dict(JUPYTER_PATH=str(tmp_path / "share"), MLCOURSE_TIER="12gb", MLCOURSE_EXERCISES="verify",
-                                                       PATH=f"{smi.parent}:{os.environ['PATH']}"))
-    assert (code, err) == (0, ""), out + err + json.dumps(report(tmp_path / "_run/tiny")["notebooks"], indent=1)
-    assert [r["path"] for r in report(tmp_path / "_run/tiny")["notebooks"]] == ["nbs/week1/01_a.ipynb", "work/week1/01_a.ipynb"]
-    assert [r["peak_vram_mb"] for r in report(tmp_path / "_run/tiny")["notebooks"]] == [6.0, None]
-    assert gone(pid_in(tmp_path / "nbs/week1/server")), "a forgotten server is ended with its notebook"
+    env = dict(JUPYTER_PATH=str(tmp_path / "share"), MLCOURSE_TIER="12gb",
+               MLCOURSE_EXERCISES="verify", PATH=f"{smi.parent}:{os.environ['PATH']}")
+    code, out, err = run("nbs", "work", "-j2", env=env)
+    rows = report(tmp_path / "_run/tiny")["notebooks"]
+    assert (code, err) == (0, ""), out + err + json.dumps(rows, indent=1)
+    assert [r["path"] for r in rows] == ["nbs/week1/01_a.ipynb", "work/week1/01_a.ipynb"]
+    assert [r["peak_vram_mb"] for r in rows] == [6.0, None]
+    assert gone(pid_in(tmp_path / "nbs/week1/server")), "a forgotten server ends with its notebook"
 
 
 @pytest.mark.parametrize("args, says", [
@@ -184,9 +201,11 @@ def test_refused_before_anything_runs(tmp_path, monkeypatch, args, says):
     write(tmp_path, "good", "open('ran', 'w')")
     write(tmp_path, "bare", "tier = 'auto'", params=None)
     (tmp_path / "text.txt").touch()
-    paths, options = [a for a in args if a in ("bare.ipynb", "good.ipynb", "text.txt", "nowhere")], dict(zip(args, args[1:]))
+    paths = [a for a in args if a in ("bare.ipynb", "good.ipynb", "text.txt", "nowhere")]
+    options = dict(zip(args, args[1:]))
+    params = parse_params([options["-p"]] if "-p" in options else [])
     with pytest.raises(UsageError, match=says.replace(".", r"\.")):
-        run_course(paths, tier=options.get("--tier", "tiny"), out=options.get("--out", "out"), params=parse_params([options["-p"]] if "-p" in options else []))
+        run_course(paths, options.get("--tier", "tiny"), options.get("--out", "out"), params=params)
     assert not (tmp_path / "ran").exists() and not (tmp_path / "out").exists()
 
 
@@ -194,16 +213,28 @@ def test_exit_code_2_and_one_sentence(tmp_path, run):
     write(tmp_path, "bare", "tier = 'auto'", params=None)
     write(tmp_path, "good", "open('ran', 'w')")
     code, out, err = run("good.ipynb", "bare.ipynb", "-p", "setps=3")
-    assert code == 2 and out == "" and err.count("\n") == 1 and err.startswith("bare.ipynb has no cell tagged"), (out, err)
+    assert (code, out, err.count("\n")) == (2, "", 1), (out, err)
+    assert err.startswith("bare.ipynb has no cell tagged")
     assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.slow
 def test_disk_full_and_two_at_once(tmp_path, run):
     write(tmp_path, "good", "1 + 1")
-    code, out, err = run("good.ipynb", "--out", "out", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200)))
+    def full(): resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
+    code, out, err = run("good.ipynb", "--out", "out", preexec_fn=full)
     assert code == 1 and "could not be written: File too large" in err and err.count("\n") == 1
     assert not (tmp_path / "out/report.json").exists(), "half a report is none"
-    with FileLock(tmp_path / "out/.lock"):
+    with FileLock(tmp_path / "out/.run.lock"):
         code, out, err = run("good.ipynb", "--out", "out")
         assert code == 1 and "Another run is writing to" in err
+
+
+@pytest.mark.slow
+def test_widgets_lose_no_reply(tmp_path):
+    "Every cell ends while a widget answers the kernel; a runner that waits to be told hangs."
+    from mlcourse.run import run_course
+    cell = "out = ipywidgets.Output()\nwith out:\n    out.clear_output(wait=True)\nout"
+    file = write(tmp_path, "widgets", "import ipywidgets", *[cell] * 300)
+    report = run_course([file], out=tmp_path / "out", timeout=200)
+    assert report["notebooks"][0]["status"] == "ok"

@@ -1,4 +1,4 @@
-"The built site in a real browser: every page, light and dark, wide and narrow, with the rest of the internet blocked."
+"The built site in a browser: light and dark, wide and narrow, the rest of the internet blocked."
 import base64
 import functools
 import io
@@ -18,12 +18,14 @@ from axe_playwright_python.sync_playwright import Axe
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from playwright.sync_api import sync_playwright
 
-from mlcourse.site import build, main, readme_text
-from mlcourse.course import lessons
+from mlcourse.course import directive as says, lessons
+from mlcourse.frontpage import figures, readme_text
+from mlcourse.record import MIME
+from mlcourse.site import SiteError, build
 
 ROOT = Path(__file__).resolve().parent.parent
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+         "--disable-background-networking", "--disable-component-update"]
 PHONE = dict(width=390, height=844)
 slow = pytest.mark.slow
 
@@ -33,7 +35,8 @@ def find_browser(playwright) -> str:
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     path = next((p for p in map(shutil.which, names) if p), playwright.chromium.executable_path)
     if not Path(path).exists():
-        pytest.fail("No Chromium was found. Install one (`apt install chromium`, or `playwright install chromium`) and run the tests again.")
+        pytest.fail("No Chromium was found. Install one (`apt install chromium`, or `playwright "
+                    "install chromium`) and run the tests again.")
     return path
 
 
@@ -49,7 +52,8 @@ def run_dir(tmp_path_factory):
     if not (run/"report.json").is_file():
         from mlcourse.run import run_course
         run = tmp_path_factory.mktemp("run")
-        run_course([ROOT/"nbs/index.ipynb", ROOT/"nbs/lib/01_tier.ipynb", ROOT/"nbs/lib/03_record.ipynb"], tier="tiny", out=run)
+        names = ("index", "lib/01_tier", "lib/03_record")
+        run_course([ROOT/f"nbs/{name}.ipynb" for name in names], tier="tiny", out=run)
     return run
 
 
@@ -102,9 +106,11 @@ class Visitor:
         self.context.route("**/*", self._gate)
         self.server, self.outside, self.errors = server, [], []
         self.page = self.context.new_page()
-        self.page.on("pageerror", lambda e: self.errors.append(f"{self.page.url}: {e}"))
-        self.page.on("console", lambda m: self.errors.append(f"{self.page.url}: {m.text}") if m.type == "error" else None)
-        self.page.on("response", lambda r: self.errors.append(f"{r.status} {r.url}") if r.status >= 400 else None)
+        self.page.on("pageerror", self._note)
+        self.page.on("console", lambda m: self._note(m.text) if m.type == "error" else None)
+        self.page.on("response", lambda r: self._note(r.status) if r.status >= 400 else None)
+
+    def _note(self, error): self.errors.append(f"{self.page.url}: {error}")
 
     def _gate(self, route):
         url = route.request.url
@@ -146,7 +152,8 @@ def test_every_page_opens_cleanly_and_asks_nobody_else(visit, pages):
 def test_every_picture_has_alt_text(visit, pages):
     v, bare = visit(), []
     for path in pages:
-        bare += v.open(path).evaluate("""path => [...document.querySelectorAll('img, main svg:not([aria-hidden=true])')]
+        bare += v.open(path).evaluate("""path => [...document.querySelectorAll(
+                'img, main svg:not([aria-hidden=true])')]
             .filter(e => !(e.getAttribute('alt') || e.getAttribute('aria-label') || '').trim())
             .map(e => path + ': ' + e.outerHTML.slice(0, 80))""", path)
     assert not bare, bare
@@ -170,7 +177,8 @@ def test_sidebar_opens_on_a_phone(visit):
     page = visit(viewport=PHONE).open("index.html")
     sidebar = page.locator("#quarto-sidebar")
     box = sidebar.bounding_box()
-    assert box is None or box["x"] + box["width"] <= 0 or box["x"] >= PHONE["width"], f"the closed sidebar is at {box}"
+    closed = box is None or box["x"] + box["width"] <= 0 or box["x"] >= PHONE["width"]
+    assert closed, f"the closed sidebar is at {box}"
     page.locator(".quarto-btn-toggle").click()
     sidebar.locator("a", has_text="The switch").click()
     page.wait_for_url("**/lib/01_tier.html")
@@ -214,18 +222,33 @@ def test_nothing_overflows_on_a_phone(visit, pages):
 
 
 @slow
+def test_code_of_100_columns_is_visible(visit, pages):
+    v, hidden = visit(viewport=dict(width=1280, height=900)), []
+    for path in pages:
+        page = v.open(path)
+        hidden += page.evaluate("""path => [...document.querySelectorAll('.cell pre.cell-code')]
+            .filter(box => box.scrollWidth > box.clientWidth)
+            .filter(box => Math.max(...box.innerText.split('\\n').map(line => line.length)) <= 100)
+            .map(box => path + ': ' + box.innerText.slice(0, 60))""", path)
+    assert not hidden, hidden
+
+
+@slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(visit, pages, scheme):
     v, axe, found = visit(viewport=dict(width=1280, height=900), color_scheme=scheme), Axe(), []
     options = {"resultTypes": ["violations"]}
-    if scheme == "dark": options["runOnly"] = ["color-contrast", "link-in-text-block"]   # the rest does not depend on colours
+    if scheme == "dark": options["runOnly"] = ["color-contrast", "link-in-text-block"]
     for path in pages:
         page = v.open(path)
-        page.wait_for_function("dark => document.documentElement.classList.contains('quarto-dark') === dark", arg=scheme == "dark")
+        page.wait_for_function("dark => document.documentElement.classList"
+                               ".contains('quarto-dark') === dark", arg=scheme == "dark")
         for problem in axe.run(page, options=options).response["violations"]:
             if problem["impact"] in ("serious", "critical"):
-                nodes = [n["html"][:140] for n in problem["nodes"][:3]]
-                found.append(f"{path}: {problem['id']} x{len(problem['nodes'])} {nodes} {problem['nodes'][0].get('failureSummary', '')[:200]}")
+                nodes = problem["nodes"]
+                shown = [n["html"][:140] for n in nodes[:3]]
+                about = nodes[0].get("failureSummary", "")
+                found.append(f"{path}: {problem['id']} x{len(nodes)} {shown} {about[:200]}")
     assert not found, "\n".join(found)
 
 
@@ -254,10 +277,11 @@ def test_hidden_is_hidden_and_exported_is_shown(visit, run_dir, site):
             if cell["cell_type"] != "code" or not code_of(source): continue
             hidden = directive(source, "hide") or "injected-parameters" in tags
             if hidden: assert code_of(source) not in text, f"{lesson.path} shows {source[:80]!r}"
-            elif directive(source, "exports"): assert code_of(source) in text, f"{lesson.path} hides {source[:80]!r}"
-            elif "parameters" in tags: assert code_of(source) in text, f"{lesson.path} hides its parameters"
+            elif directive(source, "exports") or "parameters" in tags:
+                assert code_of(source) in text, f"{lesson.path} hides {source[:80]!r}"
             checked += bool(hidden or directive(source, "exports"))
-        for name in page.locator("details.code-fold", has=page.locator("summary", has_text="Solution")).all():
+        summary = page.locator("summary", has_text="Solution")
+        for name in page.locator("details.code-fold", has=summary).all():
             assert name.get_attribute("open") is None, f"{lesson.path} shows a solution"
     assert checked > 5
 
@@ -267,8 +291,10 @@ def test_exported_functions_are_documented(visit):
     page = visit().open("reference/tier.html")
     for name in ("TIERS", "Card", "find_cards", "choose"):
         assert page.locator(f"main #{name.lower()}").count() == 1, name
-    row = page.locator("main tr", has_text="no tuple: the same on every tier").inner_text().split("\t")
-    assert [c.strip() for c in row[:3]] == ["settings", "Any", "name=(tiny, 12gb) or name=(tiny, 12gb, 16gb); no tuple: the same on every tier"]
+    row = page.locator("main tr", has_text="no tuple: the same on every tier")
+    row = row.inner_text().split("\t")
+    assert [c.strip() for c in row[:2]] == ["settings", "Any"]
+    assert row[2].strip().startswith("name=(tiny, 12gb) or name=(tiny, 12gb, 16gb)")
     page.locator("main a", has_text="The switch").first.click()
     page.wait_for_url("**/lib/01_tier.html")
     assert page.locator("main .doc", has_text="no tuple: the same on every tier").count() == 1
@@ -298,8 +324,9 @@ def test_internal_links_resolve(site, pages):
             if parts.netloc != "site" or parts.scheme != "http": continue
             target = unquote(parts.path).lstrip("/") or "index.html"
             target += "index.html" if target.endswith("/") else ""
-            if not (site/target).is_file(): broken.append(f"{path}: {link}")
-            elif parts.fragment and target in parsed and unquote(parts.fragment) not in parsed[target].ids: broken.append(f"{path}: {link}")
+            anchor = unquote(parts.fragment)
+            lost = anchor and target in parsed and anchor not in parsed[target].ids
+            if lost or not (site/target).is_file(): broken.append(f"{path}: {link}")
     assert not broken, broken
 
 
@@ -332,23 +359,37 @@ def picture():
 def awkward(tmp_path_factory):
     "A site whose one run notebook failed, after it had shown everything that is hard to show."
     folder = tmp_path_factory.mktemp("awkward")
-    widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "x"}, "text/plain": "a widget's text"}
-    metric = {"application/vnd.mlcourse.metric+json": {"name": "wer", "value": 0.1}, "text/plain": "wer = 0.1"}
-    rich = {"text/html": '<pre style="white-space:pre;overflow-x:auto"><span style="color: #ffff00">bright</span></pre>', "text/plain": "\x1b[33mbright\x1b[0m"}
-    table = {"text/html": "<table><tr>" + "".join(f"<td>a wide column {n}</td>" for n in range(30)) + "</tr></table>", "text/plain": "a table"}
-    bar = [new_output("stream", name="stderr", text="  0%|    | 0/2\r"), new_output("stream", name="stderr", text=" 50%|##  | 1/2\r100%|####| 2/2\n")]
-    raised = new_output("error", ename="TargetMissed", evalue="wer = 0.4", traceback=["\x1b[31mTargetMissed\x1b[0m: wer = 0.4"])
-    def marker(): return new_markdown_cell("An Exception was encountered", metadata=dict(tags=["papermill-error-cell-tag"]))
-    nb = new_notebook(cells=[marker(), new_markdown_cell("# The switch\n\n> A promise."), new_code_cell("#| default_exp tier"),
-        new_code_cell("show()", outputs=[*bar, *(new_output("display_data", d) for d in (widget, metric, rich, table))]),
-        new_code_cell('#| label: fig-x\n#| fig-alt: "A white box, 3:1"\nplot()', outputs=[new_output("display_data", {"image/png": picture()})]),
+    def bar(text): return new_output("stream", name="stderr", text=text)
+    def data(kind, value, text):
+        return new_output("display_data", {kind: value, "text/plain": text})
+    cells = "".join(f"<td>a wide column {n}</td>" for n in range(30))
+    bright = '<pre style="white-space:pre;overflow-x:auto"><b style="color: #ff0">bright</b></pre>'
+    outputs = [bar("  0%|    | 0/2\r"), bar(" 50%|##  | 1/2\r100%|####| 2/2\n"),
+               data("application/vnd.jupyter.widget-view+json", {}, "a widget's text"),
+               data(MIME, dict(name="wer", value=0.1), "wer = 0.1"),
+               data("text/html", bright, "\x1b[33mbright\x1b[0m"),
+               data("text/html", f"<table><tr>{cells}</tr></table>", "a table")]
+    figure = '#| label: fig-x\n#| fig-alt: "A white box, 3:1"\nplot()'
+    raised = new_output("error", ename="TargetMissed", evalue="wer = 0.4",
+                        traceback=["\x1b[31mTargetMissed\x1b[0m: wer = 0.4"])
+    def marker():
+        tags = dict(tags=["papermill-error-cell-tag"])
+        return new_markdown_cell("An Exception was encountered", metadata=tags)
+    nb = new_notebook(cells=[
+        marker(), new_markdown_cell("# The switch\n\n> A promise."),
+        new_code_cell("#| default_exp tier"),
+        new_code_cell("show()", outputs=outputs),
+        new_code_cell(figure, outputs=[data("image/png", picture(), "a figure")]),
         new_code_cell('#| code-fold: true\n#| code-summary: "Solution"\nanswer = 42'),
-        new_markdown_cell("A formula: $\\frac{a}{b}$, and $$x^2$$"), marker(), new_code_cell("check()", outputs=[raised])])
+        new_markdown_cell("A formula: $\\frac{a}{b}$, and $$x^2$$"),
+        marker(), new_code_cell("check()", outputs=[raised])])
     (folder/"run/nbs/lib").mkdir(parents=True)
     nbformat.write(nb, folder/"run/nbs/lib/01_tier.ipynb")
     error = dict(cell=8, type="TargetMissed", message="wer = 0.4")
-    entry = dict(path="nbs/lib/01_tier.ipynb", status="failed", seconds=1.0, peak_rss_mb=1, peak_vram_mb=None, error=error, metrics={})
-    report = dict(tier="tiny", commit=None, versions={}, machine={}, notebooks=[entry])
+    entry = dict(path="nbs/lib/01_tier.ipynb", status="failed", seconds=1.0, peak_rss_mb=1,
+                 peak_vram_mb=None, error=error, metrics={})
+    report = dict(tier="tiny", commit=None, seconds=1.0, versions={}, machine=dict(cards=[]),
+                  notebooks=[entry])
     (folder/"run/report.json").write_text(json.dumps(report))
     return build(folder/"run", folder/"docs", folder/"stage", engine="smalldocs")
 
@@ -359,9 +400,10 @@ def test_a_failed_notebook_with_awkward_outputs_is_a_clean_page(chromium, awkwar
         v = Visitor(chromium, server, viewport=PHONE, color_scheme="dark")
         page = v.open("lib/01_tier.html")
         text = page.locator("main").inner_text()
-        for shown in ("This run failed", "TargetMissed in cell 8: wer = 0.4", "a widget's text", "wer = 0.1", "100%|####| 2/2", "bright"):
-            assert shown in text, shown
-        for gone in ("50%", "An Exception was encountered", "\x1b", "[33m", "frac", "default_exp"): assert gone not in text, gone
+        for shown in ("This run failed", "TargetMissed in cell 8: wer = 0.4", "a widget's text",
+                      "wer = 0.1", "100%|####| 2/2", "bright"): assert shown in text, shown
+        for gone in ("50%", "An Exception was encountered", "\x1b", "[33m", "frac", "default_exp"):
+            assert gone not in text, gone
         assert page.locator("main img").get_attribute("alt") == "A white box, 3:1"
         assert page.locator("main math").count() == 2
         solution = page.locator("details.code-fold")
@@ -369,15 +411,25 @@ def test_a_failed_notebook_with_awkward_outputs_is_a_clean_page(chromium, awkwar
         solution.locator("summary").click()
         assert "answer = 42" in solution.locator("code").inner_text()
         assert page.evaluate("document.scrollingElement.scrollWidth") <= PHONE["width"]
-        bad = [p for p in Axe().run(page).response["violations"] if p["impact"] in ("serious", "critical")]
+        found = Axe().run(page).response["violations"]
+        bad = [p for p in found if p["impact"] in ("serious", "critical")]
         assert not bad, bad
         assert not v.errors and not v.outside, (v.errors, v.outside)
         v.context.close()
 
 
 def test_without_a_run_the_next_step_is_named(tmp_path):
-    with pytest.raises(SystemExit, match="run `make course` first"): main(str(tmp_path), str(tmp_path/"docs"))
+    with pytest.raises(SiteError, match="run `make course` first"): build(tmp_path, tmp_path/"docs")
 
 
 def test_readme_is_in_step_with_the_front_page():
-    assert (ROOT/"README.md").read_text(encoding="utf-8") == readme_text(ROOT), "README.md is old: python -c 'from mlcourse.site import readme; readme()'"
+    written = (ROOT/"README.md").read_text(encoding="utf-8")
+    assert written == readme_text(ROOT), "README.md is old: run `make tidy`"
+
+
+def test_pictures_of_the_front_page_are_described_and_stored():
+    sources = [cell["source"] for _, cell in figures(ROOT)]
+    found = [(says(source, "label"), says(source, "fig-alt")) for source in sources]
+    assert found and all(label and alt for label, alt in found), found
+    stored = sorted(p.stem for p in (ROOT/"nbs/images").glob("*.png"))
+    assert sorted(label for label, _ in found) == stored   # each once

@@ -1,4 +1,4 @@
-"""The VRAM planner: its catalogue, its sentences, its decision, its command, and its step run for real on the processor."""
+"""The VRAM planner: its catalogue, sentences, decision and command, and its step run for real."""
 import json, subprocess, sys
 from pathlib import Path
 
@@ -6,13 +6,16 @@ import pytest
 
 from mlcourse import vram
 from mlcourse.vram import Plan, PlanError
-from mlcourse.workloads import t4_rows
+from mlcourse.measure import build_real, card_rows, measured_rows, real_steps, t4_rows
+from mlcourse.workload import Workload
 
 ROOT = Path(__file__).resolve().parent.parent
 CLI = [sys.executable, "-m", "mlcourse.cli"]
-JSON_KEYS = {"peak_allocated_mib", "peak_reserved_mib", "context_mib", "process_mib", "fits", "peak_op", "peak_module", "margin_pct", "remedies"}
-TINY = dict(model_type="llama", hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-            vocab_size=512, max_position_embeddings=512, tie_word_embeddings=True)
+JSON_KEYS = {"peak_allocated_mib", "peak_reserved_mib", "context_mib", "process_mib", "fits",
+             "peak_op", "peak_module", "margin_pct", "remedies"}
+TINY = dict(model_type="llama", hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+            num_attention_heads=2, num_key_value_heads=1, vocab_size=512,
+            max_position_embeddings=512, tie_word_embeddings=True)
 
 
 @pytest.fixture
@@ -26,8 +29,9 @@ def tiny(tmp_path, cache) -> str:
 def command(environment, tmp_path, cache):
     "Run `mlcourse` to its end, offline: exit code, standard output, standard error."
     def call(*args):
-        done = subprocess.run([*CLI, *args], cwd=tmp_path, env=environment | {"HF_HUB_OFFLINE": "1", "MLCOURSE_CACHE": str(cache)},
-                              capture_output=True, text=True, timeout=300)
+        env = environment | {"HF_HUB_OFFLINE": "1", "MLCOURSE_CACHE": str(cache)}
+        done = subprocess.run([*CLI, *args], cwd=tmp_path, env=env, capture_output=True, text=True,
+                              timeout=300)
         return done.returncode, done.stdout, done.stderr
     return call
 
@@ -42,10 +46,14 @@ def test_paper_gives_the_published_parameter_count(name):
 
 
 @pytest.mark.parametrize("said, meant", [
-    ("llama-3.1-8b-instruct", "meta-llama/Llama-3.1-8B-Instruct"), ("LLAMA-3.1-8B", "meta-llama/Llama-3.1-8B-Instruct"),
-    ("qwen2.5-coder-7b-instruct", "Qwen/Qwen2.5-Coder-7B-Instruct"), ("llama-2-13b-chat", "meta-llama/Llama-2-13b-chat-hf"),
-    ("mistral-7b-instruct-v0.3", "mistralai/Mistral-7B-Instruct-v0.3"), ("smollm2-135m-instruct", "HuggingFaceTB/SmolLM2-135M-Instruct"),
-    ("HuggingFaceTB/SmolLM2-1.7B", "HuggingFaceTB/SmolLM2-1.7B-Instruct"), ("phi-3-mini-4k-instruct", "microsoft/Phi-3-mini-4k-instruct"),
+    ("llama-3.1-8b-instruct", "meta-llama/Llama-3.1-8B-Instruct"),
+    ("LLAMA-3.1-8B", "meta-llama/Llama-3.1-8B-Instruct"),
+    ("qwen2.5-coder-7b-instruct", "Qwen/Qwen2.5-Coder-7B-Instruct"),
+    ("llama-2-13b-chat", "meta-llama/Llama-2-13b-chat-hf"),
+    ("mistral-7b-instruct-v0.3", "mistralai/Mistral-7B-Instruct-v0.3"),
+    ("smollm2-135m-instruct", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+    ("HuggingFaceTB/SmolLM2-1.7B", "HuggingFaceTB/SmolLM2-1.7B-Instruct"),
+    ("phi-3-mini-4k-instruct", "microsoft/Phi-3-mini-4k-instruct"),
     ("gemma-7b-it", "google/gemma-7b-it")])
 def test_names(said, meant):
     assert vram.find_config(said)[0] == meant
@@ -53,7 +61,8 @@ def test_names(said, meant):
 
 def test_names_of_the_registry_resolve():
     from mlcourse.assets import ASSETS
-    models = [n for n, a in ASSETS.items() if a.kind == "hub" and not a.file and not n.startswith("bge-")]   # those embed and rank
+    models = [n for n, a in ASSETS.items() if a.kind == "hub" and not a.file
+              and not n.startswith("bge-")]   # those embed and rank
     assert models and all(vram.find_config(n) for n in models)
 
 
@@ -61,8 +70,10 @@ def test_local_config(tiny):
     assert vram.find_config(tiny)[1] == vram.find_config(tiny + "/config.json")[1] == TINY
 
 
-@pytest.mark.parametrize("text, says", [("not json", "JSON"), ("[1]", "no table"), ("{}", "model_type"), ('{"model_type": "llama"}', "hidden_size"),
-                                        (json.dumps(TINY | {"hidden_size": -4}), "hidden_size")])
+@pytest.mark.parametrize("text, says", [
+    ("not json", "JSON"), ("[1]", "no table"), ("{}", "model_type"),
+    ('{"model_type": "llama"}', "hidden_size"),
+    (json.dumps(TINY | {"hidden_size": -4}), "hidden_size")])
 def test_broken_config(tmp_path, text, says):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(PlanError, match=says): vram.find_config(str(tmp_path))
@@ -75,17 +86,22 @@ def test_no_config_in_folder(tmp_path):
 # ---------------------------------------------------------------- sentences
 
 @pytest.mark.parametrize("bad, says", [
-    (dict(seq=0), "seq"), (dict(seq=10_000_000), "131,072"), (dict(batch=-1), "batch"), (dict(batch=0), "batch"), (dict(vram=0), "vram"),
-    (dict(vram=-12), "vram"), (dict(vram=float("nan")), "vram"), (dict(rank=0), "rank"), (dict(rank=50_000), "rank"), (dict(task="sleep"), "qlora"),
-    (dict(attn="magic"), "sdpa"), (dict(dtype="fp8"), "bf16"), (dict(optim="sgd"), "adamw"), (dict(recipe="cake"), "trl"),
-    (dict(targets=("wq",)), "q_proj"), (dict(context_mib=-1), "context_mib"), (dict(vram=0.3), "nothing is left")])
+    (dict(seq=0), "seq"), (dict(seq=10_000_000), "131,072"), (dict(batch=-1), "batch"),
+    (dict(batch=0), "batch"), (dict(vram=0), "vram"), (dict(vram=-12), "vram"),
+    (dict(vram=float("nan")), "vram"), (dict(lora_r=0), "lora_r"), (dict(lora_r=50_000), "lora_r"),
+    (dict(task="sleep"), "qlora"), (dict(attn_implementation="magic"), "sdpa"),
+    (dict(dtype="fp8"), "bf16"), (dict(optim="sgd"), "adamw_torch"), (dict(recipe="cake"), "trl"),
+    (dict(target_modules=("wq",)), "q_proj"), (dict(context_mib=-1), "context_mib"),
+    (dict(vram=0.3), "nothing is left")])
 def test_absurd_values(bad, says):
     with pytest.raises(PlanError, match=says): vram.check(Plan("llama-3.1-8b", **bad))
 
 
 @pytest.mark.parametrize("args, says", [
-    (["lama-3.1-8b"], "Llama-3.1-8B"), (["nobody/nothing"], "nobody/nothing"), (["./nowhere"], "no file or folder"), ([""], "No model"),
-    (["smollm2-135m", "--seq", "0"], "seq"), (["smollm2-135m", "--seq", "many"], "integer"), (["smollm2-135m", "--task", "x"], "task"), ([], "model")])
+    (["lama-3.1-8b"], "Llama-3.1-8B"), (["nobody/nothing"], "nobody/nothing"),
+    (["./nowhere"], "no file or folder"), ([""], "No model"),
+    (["smollm2-135m", "--seq", "0"], "seq"), (["smollm2-135m", "--seq", "many"], "integer"),
+    (["smollm2-135m", "--task", "x"], "task"), ([], "model")])
 def test_bad_usage_is_a_sentence(command, args, says):
     code, out, err = command("plan", *args)
     assert (code, out) == (2, "") and says.lower() in err.lower() and "Traceback" not in err
@@ -100,8 +116,11 @@ def test_measure_without_a_card(command):
 
 
 def test_import_is_light():
-    code = "import sys, mlcourse.vram; print(sorted({'torch', 'transformers', 'numpy', 'pandas', 'matplotlib'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip() == "[]"
+    heavy = {"torch", "transformers", "numpy", "pandas", "matplotlib"}
+    code = f"import sys, mlcourse.vram; print(sorted({heavy} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                         cwd=ROOT)
+    assert run.stdout.strip() == "[]"
 
 
 # ---------------------------------------------------------------- the decision
@@ -112,12 +131,41 @@ def test_json(command, tiny):
     answer = json.loads(out)
     assert (code, set(answer), answer["fits"], answer["remedies"]) == (0, JSON_KEYS, True, [])
     assert 0 < answer["peak_allocated_mib"] <= answer["peak_reserved_mib"] < answer["process_mib"]
-    assert answer["process_mib"] == pytest.approx(answer["peak_reserved_mib"] + answer["context_mib"], abs=0.2)
+    parts = answer["peak_reserved_mib"] + answer["context_mib"]
+    assert answer["process_mib"] == pytest.approx(parts, abs=0.2)
+
+
+TODAY = """--lora-r 8 --lora-dropout 0.1 --attn-implementation eager --optim adamw_8bit
+           --target-modules q_proj --no-gradient-checkpointing --gradient-accumulation-steps 2
+           --load-in-4bit --no-double-quant"""
+BEFORE = """--rank 8 --dropout 0.1 --attn eager --optim adamw8bit --targets q_proj
+            --no-checkpointing --accumulation 2 --four-bit --no-double-quant"""
+UNDERSCORES = """--lora_r 8 --lora_dropout 0.1 --attn_implementation eager --optim adamw_8bit
+                 --target_modules q_proj --no-gradient_checkpointing
+                 --gradient_accumulation_steps 2 --load_in_4bit --no-double_quant"""
+
+
+@pytest.mark.parametrize("flags", [TODAY, BEFORE, UNDERSCORES],
+                         ids=["today", "before", "underscores"])
+def test_flags_of_today_and_of_before_mean_the_same(tiny, monkeypatch, flags):
+    asked = []
+    def predict(plan, **options):
+        asked.append(plan)
+        return vram.Prediction(plan, "tiny", 1.0, 1.0, 1.0, 1.0, True, "", "", 1.0)
+    monkeypatch.setattr(vram, "predict", predict)
+    from mlcourse.cli import as_command
+    args = [tiny, "--seq", "64", "--json", *flags.split()]
+    as_command(vram.plan, "plan").main(args, standalone_mode=False)
+    assert asked == [Plan(
+        tiny, seq=64, lora_r=8, lora_dropout=0.1, attn_implementation="eager", optim="adamw_8bit",
+        target_modules=("q_proj",), gradient_checkpointing=False, gradient_accumulation_steps=2,
+        load_in_4bit=True, double_quant=False)]
 
 
 @pytest.mark.slow
 def test_table_and_exit_code(command, tiny):
-    code, out, _ = command("plan", tiny, "--seq", "64", "--vram", "0.7", "--desktop-mib", "450", "--context-mib", "250")
+    code, out, _ = command("plan", tiny, "--seq", "64", "--vram", "0.7", "--desktop-mib", "450",
+                           "--context-mib", "250")
     assert code == 1 and "Does not fit" in out and "margin" in out and "desktop" in out
 
 
@@ -125,12 +173,14 @@ def test_table_and_exit_code(command, tiny):
 @pytest.mark.parametrize("recipe", ["trl", "kbit"])
 def test_every_task(tiny, task, recipe):
     p = vram.predict(tiny, task=task, seq=64, recipe=recipe)
-    assert p.fits and p.peak_op and sum(p.parts.values()) == pytest.approx(p.peak_allocated_mib, rel=0.02)
+    assert p.fits and p.peak_op
+    assert sum(p.parts.values()) == pytest.approx(p.peak_allocated_mib, rel=0.02)
 
 
 def test_longer_takes_more(tiny):
-    assert vram.predict(tiny, seq=512).peak_allocated_mib > vram.predict(tiny, seq=64).peak_allocated_mib
-    assert vram.predict(tiny, seq=64, batch=8).peak_allocated_mib > vram.predict(tiny, seq=64).peak_allocated_mib
+    def peak(**change): return vram.predict(tiny, **change).peak_allocated_mib
+    assert peak(seq=512) > peak(seq=64)
+    assert peak(seq=64, batch=8) > peak(seq=64)
 
 
 def test_the_context_that_is_given_counts(tiny):
@@ -148,28 +198,37 @@ def test_cache_is_used(tiny, monkeypatch):
 
 @pytest.mark.slow
 def test_remedies_are_measured(tiny):
-    p = vram.predict(tiny, seq=512, batch=16, recipe="kbit", attn="eager", checkpointing=False)
+    p = vram.predict(tiny, seq=512, batch=16, recipe="kbit", attn_implementation="eager",
+                     gradient_checkpointing=False)
     tight = (p.process_mib + vram.DESKTOP_MIB) * 0.8 / 1024
     p = vram.predict(p.plan, vram=tight, remedies=True)
     assert not p.fits and any(r["fits"] for r in p.remedies)
-    for r in p.remedies: assert r["saving_mib"] > 0 and r["process_mib"] == pytest.approx(p.process_mib - r["saving_mib"], abs=0.2)
+    for r in p.remedies:
+        left = p.process_mib - r["saving_mib"]
+        assert r["saving_mib"] > 0 and r["process_mib"] == pytest.approx(left, abs=0.2)
 
 
 def test_accumulation_holds_the_gradients_through_the_next_pass(tiny):
-    one, two, many = (vram.predict(tiny, task="full", seq=64, accumulation=n).peak_allocated_mib for n in (1, 2, 16))
+    one, two, many = (
+        vram.predict(tiny, task="full", seq=64, gradient_accumulation_steps=n).peak_allocated_mib
+        for n in (1, 2, 16))
     assert one <= two == many
 
 
 def test_dropout_keeps_its_masks_and_scaled_inputs(tiny):
-    without, few, many = (vram.predict(tiny, seq=256, checkpointing=False, dropout=p).peak_allocated_mib for p in (0.0, 0.05, 0.5))
+    plan = Plan(tiny, seq=256, gradient_checkpointing=False)
+    without, few, many = (vram.predict(plan, lora_dropout=p).peak_allocated_mib
+                          for p in (0.0, 0.05, 0.5))
     assert without < few == many
-    with pytest.raises(PlanError, match="from 0 to below 1"): vram.check(Plan(tiny, dropout=1.0))
+    with pytest.raises(PlanError, match="from 0 to below 1"):
+        vram.check(Plan(tiny, lora_dropout=1.0))
 
 
 def test_four_bits_to_read_with(tiny):
-    wide, packed = (vram.predict(tiny, task="infer", seq=64, four_bit=b) for b in (False, True))
+    wide, packed = (vram.predict(tiny, task="infer", seq=64, load_in_4bit=b) for b in (False, True))
     assert packed.parts["weights"] < wide.parts["weights"]
-    assert any(flags == "--four-bit" for _, flags, _ in vram.options(wide.plan)) and not any(flags == "--four-bit" for _, flags, _ in vram.options(packed.plan))
+    offered = [[flags for _, flags, _ in vram.options(p.plan)] for p in (wide, packed)]
+    assert "--load-in-4bit" in offered[0] and "--load-in-4bit" not in offered[1]
 
 
 def test_reading_ahead_costs_memory_while_loading(tiny):
@@ -177,7 +236,9 @@ def test_reading_ahead_costs_memory_while_loading(tiny):
     assert ahead.peak_reserved_mib >= calm.peak_reserved_mib
 
 
-@pytest.mark.parametrize("change, says", [(dict(task="qlora"), "--task full, not for qlora"), (dict(task="full", batch=0), "batch must be")])
+@pytest.mark.parametrize("change, says", [
+    (dict(task="qlora"), "--task full, not for qlora"),
+    (dict(task="full", batch=0), "batch must be")])
 def test_media_names_know_their_tasks(change, says):
     with pytest.raises(vram.PlanError, match=says): vram.check(Plan("vit-tiny", **change))
 
@@ -195,7 +256,7 @@ def test_media_by_name(command):
 def test_a_measured_row():
     row = next(r for r in t4_rows() if "135M" in r["model_id"] and r["seq_len"] == 512)
     found, = vram.against([row])
-    assert abs(found["peak_error_pct"]) < 2.5 and abs(found["process_error_pct"]) < 13
+    assert abs(found["peak_error_pct"]) < 0.3 and abs(found["process_error_pct"]) < 3
 
 
 @pytest.mark.slow
@@ -203,18 +264,27 @@ def test_all_measured_rows():
     found = vram.against(t4_rows())
     peak, process = ([abs(f[k]) for f in found] for k in ("peak_error_pct", "process_error_pct"))
     assert len(found) == 57
-    assert sum(peak) / 57 < 1 and max(peak) < 2.5
-    assert sum(process) / 57 < 5 and max(process) < 13
+    assert sum(peak) / 57 <= 0.05 and max(peak) < 0.3
+    assert sum(process) / 57 < 0.9 and max(process) < 4
+    assert min(f["process_error_pct"] for f in found) > -3   # too low is the expensive side
+
+
+@pytest.mark.slow
+def test_rows_that_no_number_was_fitted_to():
+    errors = [f["process_error_pct"] for f in vram.against(measured_rows("t4_held.csv"))]
+    assert len(errors) == 12
+    assert min(errors) > -3 and max(errors) < 6   # small Qwen models were 8 to 12 % low once
 
 
 @pytest.mark.slow
 def test_rows_of_real_cards():
-    rows = vram.card_rows()
+    rows = card_rows()
     assert rows and all(r["date"] and r["card"] and r["driver"] and r["torch"] for r in rows)
     for row in rows:
-        p = vram.predict(vram.card_plan(row))
+        p = vram.predict(vram.plan_of(row))
         assert p.fits == (not row["broke"])
-        if p.fits: assert p.peak_allocated_mib == pytest.approx(float(row["peak_allocated_mib"]), rel=0.03)
+        if not p.fits: continue
+        assert p.peak_allocated_mib == pytest.approx(float(row["peak_allocated_mib"]), rel=0.03)
 
 
 @pytest.mark.slow
@@ -224,16 +294,20 @@ def test_llama_8b_fits_by_one_path_only():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task, recipe", [("qlora", "trl"), ("qlora", "kbit"), ("lora", "kbit"), ("full", "trl"), ("infer", "trl")])
-def test_the_real_step_runs(tiny, task, recipe):
-    plan = Plan(tiny, task, seq=32, rank=4, recipe=recipe)
-    vram.real_steps(vram.build_real(plan, "cpu"), plan, "cpu")
+@pytest.mark.parametrize("task, recipe", [
+    ("qlora", "trl"), ("qlora", "kbit"), ("lora", "kbit"), ("full", "trl"), ("infer", "trl")])
+def test_the_real_step_runs(task, recipe):
+    work = Workload(TINY, task, seq=32, lora_r=4, recipe=recipe)
+    real_steps(build_real(work, "cpu"), work, "cpu")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task, recipe, dtype", [("qlora", "trl", "bfloat16"), ("qlora", "kbit", "float32"), ("lora", "trl", "float32")])
-def test_the_real_adapters_are_those_of_the_recipe(tiny, task, recipe, dtype):
-    model = vram.build_real(Plan(tiny, task, seq=32, rank=4, recipe=recipe, dropout=0.1), "cpu")
+@pytest.mark.parametrize("task, recipe, dtype", [
+    ("qlora", "trl", "bfloat16"), ("qlora", "kbit", "float32"), ("lora", "trl", "float32")])
+def test_the_real_adapters_are_those_of_the_recipe(task, recipe, dtype):
+    w = Workload(TINY, task, seq=32, lora_r=4, recipe=recipe, lora_dropout=0.1)
+    model = build_real(w, "cpu")
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     assert trained and all("lora_" in n and str(p.dtype) == f"torch.{dtype}" for n, p in trained)
-    assert {m.p for n, m in model.named_modules() if "lora_dropout" in n and hasattr(m, "p")} == {0.1}
+    dropouts = [m for n, m in model.named_modules() if "lora_dropout" in n]
+    assert {m.p for m in dropouts if hasattr(m, "p")} == {0.1}

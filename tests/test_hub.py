@@ -1,0 +1,256 @@
+"""The hub of the rehearsal, met by the real client, and every trouble that a download can have."""
+import json, subprocess, sys, threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from mlcourse.files import digest
+from mlcourse.hub import hub, models, thin_model
+
+LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
+HUB_2_4 = "huggingface_hub 2.4 "
+
+FETCH = """
+import time
+from huggingface_hub import constants
+time.sleep = lambda seconds: None         # the client waits between its tries,
+constants.DOWNLOAD_CHUNK_SIZE = 1_000     # and keeps what it reads by 10 MB: too much for our files
+from mlcourse.assets import AssetError, fetch
+try: print("path", fetch("llama-3.1-8b-instruct"))
+except AssetError as e: print("sentence", e)
+"""
+
+
+@pytest.fixture
+def client(environment, cache, tmp_path):
+    "Run a program as a client of a hub, with a cache of its own: `client(h, program)`."
+    def run(h, program=FETCH, timeout=120, **more):
+        away = ("HF_", "MLCOURSE_OFFLINE")
+        env = {k: v for k, v in environment.items() if not k.startswith(away)}
+        env |= {"HF_HOME": str(tmp_path / "hf"), "MLCOURSE_CACHE": str(cache), **h.env, **more}
+        return subprocess.run([sys.executable, "-c", program], env=env, timeout=timeout,
+                              capture_output=True, text=True)
+    return run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built():
+    "The models that these tests serve are built in the real cache, before a test changes it."
+    thin = {name: thin_model(name) for name in models()}
+    import mlcourse.hub
+    before, mlcourse.hub.thin_model = mlcourse.hub.thin_model, thin.__getitem__
+    yield thin
+    mlcourse.hub.thin_model = before
+
+
+def wanted(folder: Path) -> dict[str, str]:
+    "The files that `fetch` wants of a folder, with their hashes."
+    files = [f for f in folder.rglob("*") if f.suffix in (".safetensors", ".json")]
+    return {f.name: digest(f) for f in files if "original" not in f.parts}
+
+
+def got(out, says: str = "") -> str:
+    "What a client printed: the path or the sentence. No traceback, ever."
+    assert "Traceback" not in out.stderr, out.stderr[-3000:]
+    kind, _, text = out.stdout.strip().partition(" ")
+    assert kind == ("sentence" if says else "path"), out.stdout + out.stderr[-2000:]
+    assert says in text, text
+    return text
+
+
+# ---------------------------------------------------------------- a hub that works
+
+def test_a_whole_model(client, built):
+    with hub([LLAMA]) as h: path = Path(got(client(h)))
+    assert wanted(path) == wanted(built[LLAMA])
+    assert not (path / "original").exists()
+    hosts = {r.host for r in h.log if r.path.startswith("blobs/")}
+    assert hosts == {"localhost"} and len(list(path.glob("*.safetensors"))) >= 3
+
+
+def test_a_second_fetch_loads_nothing(client):
+    with hub([LLAMA]) as h:
+        got(client(h))
+        n = len([r for r in h.log if r.path.startswith("blobs/")])
+        got(client(h))
+        assert len([r for r in h.log if r.path.startswith("blobs/")]) == n
+
+
+def test_without_a_line_what_is_there_is_used(client):
+    with hub([LLAMA]) as h: first = got(client(h))
+    with hub([LLAMA], trouble="dead") as h: assert got(client(h)) == first
+
+
+def test_the_token_stays_with_the_hub(client):
+    with hub([LLAMA]) as h: got(client(h, HF_TOKEN="hf_secret"))
+    assert {r.token for r in h.log if r.path.startswith("api/")} == {"Bearer hf_secret"}
+    assert {r.token for r in h.log if r.path.startswith("blobs/")} == {None}
+
+
+RENAMED = """
+from huggingface_hub import hf_hub_download, snapshot_download
+old = "meta-llama/Meta-Llama-3.1-8B-Instruct"
+print("path", snapshot_download(old, allow_patterns=["*.json", "*.safetensors"]))
+print(hf_hub_download(old, "config.json"))
+"""
+
+def test_a_renamed_repository(client, built):
+    with hub([LLAMA]) as h: lines = client(h, RENAMED).stdout.split("\n")
+    folder = Path(lines[0].removeprefix("path "))
+    assert (folder / "config.json").read_bytes() == (built[LLAMA] / "config.json").read_bytes()
+    assert Path(lines[1]).is_file()
+
+
+FROM_PRETRAINED = """
+import sys, torch, transformers
+from mlcourse.hub import models
+for name, row in models().items():
+    tok = transformers.AutoTokenizer.from_pretrained(name)
+    model = getattr(transformers, row.get("class", "AutoModelForCausalLM")).from_pretrained(name)
+    out = model(**tok("A line of text.", return_tensors="pt"))
+    assert bool(out[0].isfinite().all()), name
+    print("path", name, type(tok).__name__, type(model).__name__, model.dtype)
+"""
+
+@pytest.mark.slow
+def test_transformers_loads_every_model_by_its_name(client):
+    with hub() as h: out = client(h, FROM_PRETRAINED, timeout=300)
+    assert out.returncode == 0, out.stderr[-3000:]
+    assert len(out.stdout.strip().split("\n")) == len(models())
+
+
+def test_a_gguf(client):
+    program = FETCH.replace("llama-3.1-8b-instruct", "llama-3.1-8b-instruct-gguf")
+    repo = "bartowski/Meta-Llama-3.1-8B-Instruct-GGUF"
+    with hub([repo]) as h: path = Path(got(client(h, program)))
+    assert path.name == "Meta-Llama-3.1-8B-Instruct-Q4_K_M.gguf"
+    assert path.read_bytes()[:4] == b"GGUF"
+
+
+# ---------------------------------------------------------------- troubles
+
+def fails(reason: str): return pytest.mark.xfail(strict=True, reason=reason)
+
+
+@pytest.mark.parametrize("trouble, more, says", [
+    ("private", {}, "The hub has no model"),
+    ("missing", dict(HF_TOKEN="hf_x"), "The hub has no model"),
+    ("gated", {}, "hf auth login"),
+    ("gated", dict(HF_TOKEN="hf_x"), "accept its licence"),
+    ("busy", {}, "could not be downloaded"),
+    ("dead", {}, "Check the connection"),
+    ("short", {}, "could not be downloaded"),
+    pytest.param("token", dict(HF_TOKEN="hf_old"), "hf auth login",
+                 marks=fails("a token that is not valid is called a matter of the connection")),
+    ("dropped", {}, "again"),
+    pytest.param("corrupt", {}, "damaged",
+                 marks=fails(HUB_2_4 + "compares sizes, not hashes, and neither does fetch")),
+])
+def test_a_trouble_is_a_sentence(trouble, more, says, client):
+    with hub([LLAMA], trouble) as h: text = got(client(h, **more), says)
+    assert LLAMA in text
+
+
+def test_a_cut_connection_is_taken_up_where_it_ended(client, built):
+    with hub([LLAMA], "cut") as h: path = Path(got(client(h)))
+    assert wanted(path) == wanted(built[LLAMA])
+    assert any((r.range or "bytes=0-") != "bytes=0-" for r in h.log)
+
+
+def test_files_that_are_done_are_kept_when_another_breaks(client, built):
+    "The next try fetches what is missing and nothing else."
+    shards = sorted(f.name for f in built[LLAMA].glob("*.safetensors"))
+    with hub([LLAMA], "short", where=shards[-1]) as h: got(client(h), "could not be downloaded")
+    with hub([LLAMA]) as h: path = Path(got(client(h)))
+    assert wanted(path) == wanted(built[LLAMA])
+    fetched = {r.path.removeprefix("blobs/") for r in h.log if r.path.startswith("blobs/")}
+    assert digest(built[LLAMA] / shards[-1]) in fetched and len(fetched) < len(shards)
+
+
+@fails(HUB_2_4 + "throws a part of a file away after each call; fetch has no part of its own")
+def test_the_part_of_a_file_is_kept_for_the_next_call(client):
+    "A learner's 16 GB come over an evening: what is there is not fetched again."
+    with hub([LLAMA], "dropped") as h: client(h)
+    with hub([LLAMA]) as h: got(client(h))
+    assert any((r.range or "bytes=0-") != "bytes=0-" for r in h.log)
+
+
+def test_a_slow_line(client, built):
+    with hub([LLAMA], "slow") as h: path = Path(got(client(h)))
+    assert wanted(path) == wanted(built[LLAMA])
+
+
+FULL = """
+from pathlib import Path
+whole = Path.open
+def full(path, mode="r", *args, **kwargs):   # the system's own disk that is always full
+    if "incomplete" in path.name and "w" in mode: path = Path("/dev/full")
+    return whole(path, mode, *args, **kwargs)
+Path.open = full
+""" + FETCH
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
+def test_a_full_disk(client):
+    with hub([LLAMA]) as h: text = got(client(h, FULL), "Make room")
+    assert "HF_HOME" in text
+
+
+SCARCE = """
+import shutil
+from types import SimpleNamespace
+shutil.disk_usage = lambda path: SimpleNamespace(total=10**12, used=10**12 - 10**9, free=10**9)
+""" + FETCH
+
+def test_too_little_room_is_told_before_anything_is_loaded(client):
+    with hub([LLAMA]) as h: got(client(h, SCARCE), "Make room")
+    assert not [r for r in h.log if r.path.startswith("blobs/")]
+
+
+# ---------------------------------------------------------------- proxies
+
+@pytest.fixture
+def proxy():
+    "A proxy that writes down what it is asked, and answers nothing."
+    asked = []
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_error(502)
+        do_HEAD = do_POST = do_CONNECT = do_GET
+        def log_message(self, *args): pass
+    server = HTTPServer(("127.0.0.1", 0), Proxy)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    names = ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy")
+    yield asked, dict.fromkeys(names, url)
+    server.shutdown()
+    server.server_close()
+
+
+def test_nothing_on_this_machine_goes_through_a_proxy(client, proxy, monkeypatch):
+    asked, env = proxy
+    monkeypatch.setenv("NO_PROXY", "intranet.example")   # what somebody has set is kept
+    with hub([LLAMA]) as h:
+        assert h.env["NO_PROXY"].startswith("intranet.example,127.0.0.1")
+        got(client(h, **env))
+    assert asked == []
+
+
+def test_the_proxy_of_these_tests_does_record(client, proxy):
+    asked, env = proxy
+    with hub([LLAMA]) as h: client(h, **{**env, "NO_PROXY": "", "no_proxy": ""})
+    assert asked
+
+
+def test_config_files_have_the_hubs_names(built):
+    config = json.loads((built[LLAMA] / "config.json").read_text())
+    assert config["rope_theta"] == 500000.0 and config["torch_dtype"] == "bfloat16"
+    assert "rope_parameters" not in config
+    index = json.loads((built[LLAMA] / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == {f.name for f in built[LLAMA].glob("*.safetensors")}
+
+
+def test_weights_are_small(built):
+    files = [f for folder in built.values() for f in folder.rglob("*") if f.is_file()]
+    assert sum(f.stat().st_size for f in files) < 12e6

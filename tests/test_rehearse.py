@@ -1,0 +1,163 @@
+"""The lessons' 12 GB column on a processor, and the course's functions on every architecture."""
+import ast, json, os, tomllib
+from pathlib import Path
+
+import pytest
+
+import checks
+from checks import ROOT
+from mlcourse import rehearse
+from mlcourse.hub import hub, models, thin_model
+
+TABLES = sorted((ROOT / "mlcourse/data/rehearsal").glob("*/*.toml"))
+LESSONS = sorted(p for part in ("week*", "clinic") for p in (ROOT / "nbs").glob(f"{part}/*.ipynb"))
+NEVER = {"model", "dtype", "precision", "load_in_4bit", "gradient_checkpointing", "optim"}
+
+
+def settings_of(path: Path) -> dict[str, ast.expr]:
+    "The names and values that a notebook gives to `choose`."
+    nodes = (n for _, cell in checks.code_cells(checks.read(path))
+             for n in ast.walk(ast.Module(checks.parse(cell), [])))
+    calls = (n for n in nodes if isinstance(n, ast.Call))
+    call = next(n for n in calls if getattr(n.func, "id", "") == "choose")
+    return {k.arg: k.value for k in call.keywords}
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_a_table_scales_settings_that_its_lesson_has(table):
+    lesson = ROOT / "nbs" / table.parent.name / f"{table.stem}.ipynb"
+    assert lesson.exists(), f"{lesson} is not there: rename or delete its table"
+    small = tomllib.loads(table.read_text(encoding="utf-8"))
+    lost = set(small) - set(settings_of(lesson))
+    assert not lost, f"not among the lesson's settings: {lost}"
+    assert not NEVER & set(small), "only sizes are scaled"
+
+
+def test_the_stage_shows_nothing_that_is_yours(tmp_path, monkeypatch):
+    monkeypatch.setattr(rehearse, "hub", lambda: hub([]))
+    for name in rehearse.HIDDEN: monkeypatch.setenv(name, "mine")
+    with rehearse.stage(tmp_path):
+        assert not [k for k, v in os.environ.items() if v == "mine"]
+        assert os.environ["HF_ENDPOINT"].startswith("http://127.0.0.1:")
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+        assert os.environ["HF_HOME"].startswith(str(tmp_path))
+        assert "127.0.0.1" in os.environ["NO_PROXY"]
+    assert os.environ["HF_TOKEN"] == "mine"
+
+
+MADE = [   # cells of a lesson
+    "tier = 'auto'",
+    "from mlcourse.tier import choose\nfrom mlcourse.assets import fetch\n"
+    "from mlcourse.record import record",
+    "cfg = choose(tier, steps=(1, 1000), sizes=((1,), (2, 3)),\n"
+    "             model=('minilm-l6-v2', 'bge-small-en-v1.5'))",
+    "assert (fetch(cfg.model)/'model.safetensors').stat().st_size < 2e6",
+    "assert cfg.steps == 7 and cfg.sizes == (2, 3)",
+    "record('right', 0.0, at_least=1)",
+    "raise ValueError('no pad token')",
+    "never = 1"]
+
+def test_a_lesson_of_our_own(tmp_path, monkeypatch):
+    "A missed target is shown and passed; an exception is neither."
+    from nbformat.v4 import new_code_cell, new_notebook
+    lesson = tmp_path / "week9" / "01_made.ipynb"
+    lesson.parent.mkdir()
+    tags = [["parameters"], *[[]] * (len(MADE) - 1)]
+    cells = [new_code_cell(s, metadata=dict(tags=t)) for s, t in zip(MADE, tags)]
+    lesson.write_text(json.dumps(new_notebook(cells=cells)))
+    monkeypatch.setattr(rehearse, "scaled", {"week9/01_made": dict(steps=7)}.__getitem__)
+    row = rehearse.rehearse([str(lesson)], str(tmp_path / "out"))[0]
+    assert (row["status"], row["missed"], row["not_run"]) == ("failed", ["right"], [7]), row
+    assert row["error"]["cell"] == 6 and "no pad token" in row["error"]["message"]
+    assert json.loads((tmp_path / "out" / "rehearsal.json").read_text()) == [row]
+
+
+UNTRIED = "not rehearsed yet"
+KNOWN = {   # lesson: what is not mended yet
+    "week1/03_hello_llm": "offload of packed weights; an answer in JSON that is cut",
+    "week1/04_rag": "a judge that gives no verdict; a claim on meaning as a bare assert",
+    "week1/05_rag_better": UNTRIED,
+    "week1/06_agent": "the first run's result is held by test_eq",
+    "week2/01_instruction_data": UNTRIED,
+    "week2/02_qlora": UNTRIED,
+    "week2/03_preference": "a model without a pad token",
+    "week2/04_tiny_lm": UNTRIED,
+    "week2/05_ship": "asserts that hold for SmolLM2 only",
+    "week2/06_ablations": UNTRIED,
+    "clinic/01_scale_out": UNTRIED}
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", LESSONS, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_the_12gb_column(path, request, tmp_path_factory):
+    "Every code cell runs. In course order: later lessons take what earlier ones leave."
+    name = f"{path.parent.name}/{path.stem}"
+    if name in KNOWN: request.applymarker(pytest.mark.xfail(strict=False, reason=KNOWN[name]))
+    out = tmp_path_factory.getbasetemp() / "rehearsal"
+    row = rehearse.rehearse([str(path)], str(out))[0]
+    assert row["status"] == "ok" and not row["not_run"], rehearse.described(row)
+
+
+# ---------------------------------------------------------------- the architectures
+
+CHAT = [name for name, row in models().items() if "template" in row]
+TALK = [dict(role="user", content="What is 7 times 8?"), dict(role="assistant", content="56")]
+TASK = dict(role="system", content="Answer with a number.")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16", "nf4", "int8"])
+@pytest.mark.parametrize("name", CHAT)
+def test_every_model_loads_and_answers(name, precision):
+    import torch
+    from mlcourse.llm import encode, generate, load, stop_ids
+    model, tok = load(str(thin_model(name)), precision)
+    ids = encode(tok, "What is 7 times 8?")
+    begun = ids[0].tolist().count(tok.bos_token_id)   # once, and by the template
+    assert begun == ("bos_token" in tok.chat_template)
+    assert set(stop_ids(model)) >= {i for i in [tok.eos_token_id] if i is not None}
+    with torch.inference_mode(): assert bool(model(ids).logits.isfinite().all())
+    assert len(list(generate(model, ids, 4, stop=stop_ids(model)))) <= 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16", "nf4", "int8"])
+@pytest.mark.parametrize("name", CHAT)
+def test_every_model_runs_with_its_blocks_on_disk(name, precision, tmp_path):
+    "Twice: what is brought in for the first pass must be brought in again."
+    from mlcourse.llm import encode, generate, load
+    folder = str(thin_model(name))
+    model, tok = load(folder, "bf16")
+    ids = encode(tok, "What is 7 times 8?")
+    wanted = list(generate(model, ids, 4))
+    model, _ = load(folder, precision, max_memory={"cpu": "1KB"}, offload_folder=tmp_path)
+    assert "disk" in model.hf_device_map.values()
+    for _ in range(2): assert list(generate(model, ids, 4)) == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("system", [False, True], ids=["plain", "system"])
+@pytest.mark.parametrize("name", CHAT)
+def test_every_template_shows_where_the_answer_is(name, system):
+    from transformers import AutoTokenizer
+    from mlcourse.instruct import encode_pair
+    tok = AutoTokenizer.from_pretrained(thin_model(name))
+    row = encode_pair(tok, ([TASK] if system else []) + TALK)
+    pairs = zip(row["input_ids"], row["labels"], strict=True)
+    learned = [i for i, label in pairs if label != -100]
+    assert tok.decode(learned, skip_special_tokens=True).strip() == "56"
+    assert tok.added_tokens_decoder[learned[-1]].special
+    assert tok.decode(row["input_ids"]).count(TASK["content"]) == system
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHAT)
+def test_every_model_trains_two_steps(name, tmp_path):
+    from mlcourse.qlora import Flags, train
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("\n".join([json.dumps(dict(messages=TALK))] * 6))
+    flags = Flags(str(thin_model(name)), str(data), str(tmp_path / "out"), dev=str(data),
+                  load_in_4bit=True, bf16=True, gradient_checkpointing=True, lora_r=4,
+                  gradient_accumulation_steps=2, max_seq_length=128, max_steps=2)
+    result = train(flags, say=lambda *args: None)
+    assert len(result.losses) == 2 and result.dev_after < result.dev_before
+    assert (result.adapter / "adapter_model.safetensors").is_file()
