@@ -4,7 +4,7 @@
 
 # %% ../nbs/lib/07_site.ipynb #a05fd8d0
 from __future__ import annotations
-import html, importlib, inspect, json, re, shutil, subprocess
+import ast, html, importlib, inspect, json, re, shutil, subprocess
 from itertools import groupby
 from pathlib import Path
 from .assets import ASSETS
@@ -94,9 +94,13 @@ def _short(value, limit=60):
     text = repr(value)   # what differs from machine to machine is not shown
     return text if len(text) <= limit and not re.search(r" at 0x|Path\('/", text) else "…"
 
-def _annotation(a):
-    if a is inspect.Parameter.empty or a is None: return ""
-    return a if isinstance(a, str) else inspect.formatannotation(a)
+def _annotation(a):   # as text, and the help of a command's option, which may stand in it
+    if a is inspect.Parameter.empty or a is None: return "", ""
+    text = a if isinstance(a, str) else inspect.formatannotation(a)
+    if not text.startswith("Annotated["): return text, ""
+    kind, option = ast.parse(text, mode="eval").body.slice.elts[:2]
+    said = [k.value for k in option.keywords if k.arg == "help"] + option.args
+    return ast.unparse(kind), next((ast.literal_eval(n) for n in said), "")
 
 def _head(title, about):   # the front matter of a page
     meta = {"title": title} | ({"description": about} if about else {})
@@ -113,10 +117,10 @@ def signature(name:str, obj:object) -> str:   # one line, or where that is too l
         if p.name in ("self", "cls"): continue
         if p.kind is p.KEYWORD_ONLY and not starred: parts.append("*")
         starred = starred or p.kind in (p.KEYWORD_ONLY, p.VAR_POSITIONAL)
-        if p.annotation is not p.empty: p = p.replace(annotation=_Raw(_annotation(p.annotation)))
+        if p.annotation is not p.empty: p = p.replace(annotation=_Raw(_annotation(p.annotation)[0]))
         if p.default is not p.empty: p = p.replace(default=_Raw(_short(p.default)))
         parts.append(str(p))
-    returns = "" if inspect.isclass(obj) else _annotation(sig.return_annotation)
+    returns = "" if inspect.isclass(obj) else _annotation(sig.return_annotation)[0]
     tail = f" -> {returns}" if returns else ""
     line = f"{name}({', '.join(parts)}){tail}"
     return line if len(line) <= 84 else f"{name}(\n    " + ",\n    ".join(parts) + f"\n){tail}"
@@ -129,7 +133,8 @@ def parameters(obj:object) -> str:   # a table; empty when nothing is said of an
     except (OSError, TypeError, SyntaxError): return ""
     rows, empty = [], inspect.Parameter.empty
     for name, p in found.items():
-        anno, about, result = _annotation(p.get("anno")), p.get("docment") or "", name == "return"
+        (anno, help), result = _annotation(p.get("anno")), name == "return"
+        about = p.get("docment") or help
         if result and (inspect.isclass(obj) or not (anno or about)): continue
         if name in ("self", "cls"): continue
         has_default = not result and p.get("default", empty) is not empty
