@@ -12,7 +12,8 @@ from functools import cache
 from importlib import metadata, resources
 from pathlib import Path
 from urllib.parse import urlsplit
-from .files import CourseError, Progress, cache_dir, digest, locked, progress_bar, size_of
+from .files import (CourseError, Progress, cache_dir, digest, files_in, locked,
+                            progress_bar, size_of, write_atomic)
 
 # %% auto #0
 __all__ = ['ASSETS', 'STANDINS', 'PROXIES', 'TRIES', 'WANTED', 'UNWANTED', 'AssetError', 'Asset', 'find_asset', 'disk_needed',
@@ -231,8 +232,8 @@ def _fetch_hub(asset:Asset) -> Path:
     blobs = folder/f"models--{repo.replace('/', '--')}"/"blobs"
     _check_room(asset, folder, size_of(blobs), "HF_HOME")
     try:
-        if asset.file: return Path(hf_hub_download(repo, asset.file))
-        return Path(snapshot_download(repo, allow_patterns=WANTED, ignore_patterns=UNWANTED))
+        if asset.file: path = hf_hub_download(repo, asset.file)
+        else: path = snapshot_download(repo, allow_patterns=WANTED, ignore_patterns=UNWANTED)
     except errors.GatedRepoError as e:
         raise AssetError(f"{repo} asks you to accept its licence ({asset.licence}). Do so at "
                          f"{asset.url}, then run `hf auth login` once with a read token.") from e
@@ -241,6 +242,20 @@ def _fetch_hub(asset:Asset) -> Path:
                          "if it is private, run `hf auth login`.") from e
     except (OSError, errors.HTTPError, RuntimeError) as e:   # the last: the hub's transfer engine
         raise AssetError(_hub_trouble(asset, folder, own, e)) from e
+    return _checked(asset, Path(path))
+
+def _checked(asset:Asset, path:Path) -> Path:   # the hub calls a large file by its SHA-256
+    for file in [path] if path.is_file() else files_in(path):
+        blob = file.resolve()
+        if len(blob.name) != 64: continue
+        note, mark = cache_dir()/"hub"/"checked"/blob.name, str(blob.stat().st_mtime_ns)
+        if note.is_file() and note.read_text() == mark: continue
+        if digest(blob) != blob.name:
+            with suppress(OSError): blob.unlink()
+            raise AssetError(f"{file.name} of {asset.path} came damaged: its SHA-256 is not the "
+                             "hub's. It was deleted; try again, the other files are kept.")
+        write_atomic(note, mark)
+    return path
 
 def _hub_trouble(asset:Asset, folder:Path, own:Path, e:Exception) -> str:   # disk or connection?
     of_disk = getattr(e, "errno", None) and not isinstance(e, (ConnectionError, TimeoutError))
@@ -248,6 +263,10 @@ def _hub_trouble(asset:Asset, folder:Path, own:Path, e:Exception) -> str:   # di
         reason = str(e).splitlines()[0]
         return (f"{asset.name} cannot be written to {folder} ({reason}). Make room, or set HF_HOME "
                 "to a folder on another disk, and try again: what has come is kept.")
+    replies = [getattr(c, "response", None) for c in (e, e.__cause__, e.__context__)]
+    if any(getattr(r, "status_code", 0) == 401 for r in replies):
+        return (f"The hub does not take your token, which {asset.path} needs. Make a read token on "
+                "its page of settings, and run `hf auth login`, or correct HF_TOKEN.")
     command = f"hf download {asset.path} {asset.file}".rstrip() + f" --local-dir {asset.name}"
     return (f"{asset.path} ({asset.size / 1e9:.1f} GB) is not on this machine and could not be "
             f"downloaded ({type(e).__name__}). Check the connection and that HF_HUB_OFFLINE is not "

@@ -141,11 +141,9 @@ def fails(reason: str): return pytest.mark.xfail(strict=True, reason=reason)
     ("busy", {}, "could not be downloaded"),
     ("dead", {}, "Check the connection"),
     ("short", {}, "could not be downloaded"),
-    pytest.param("token", dict(HF_TOKEN="hf_old"), "hf auth login",
-                 marks=fails("a token that is not valid is called a matter of the connection")),
+    ("token", dict(HF_TOKEN="hf_old"), "does not take your token"),
     ("dropped", {}, "again"),
-    pytest.param("corrupt", {}, "damaged",
-                 marks=fails(HUB_2_4 + "compares sizes, not hashes, and neither does fetch")),
+    ("corrupt", {}, "damaged"),
 ])
 def test_a_trouble_is_a_sentence(trouble, more, says, client):
     with hub([LLAMA], trouble) as h: text = got(client(h, **more), says)
@@ -174,6 +172,12 @@ def test_the_part_of_a_file_is_kept_for_the_next_call(client):
     with hub([LLAMA], "dropped") as h: client(h)
     with hub([LLAMA]) as h: got(client(h))
     assert any((r.range or "bytes=0-") != "bytes=0-" for r in h.log)
+
+
+def test_a_damaged_file_is_fetched_again(client, built):
+    with hub([LLAMA], "corrupt") as h: got(client(h), "It was deleted")
+    with hub([LLAMA]) as h: path = Path(got(client(h)))
+    assert wanted(path) == wanted(built[LLAMA])
 
 
 def test_a_slow_line(client, built):
