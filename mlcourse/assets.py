@@ -245,17 +245,19 @@ def _fetch_hub(asset:Asset) -> Path:
     return _checked(asset, Path(path))
 
 def _checked(asset:Asset, path:Path) -> Path:   # the hub calls a large file by its SHA-256
+    damaged = []
     for file in [path] if path.is_file() else files_in(path):
         blob = file.resolve()
         if len(blob.name) != 64: continue
         note, mark = cache_dir()/"hub"/"checked"/blob.name, str(blob.stat().st_mtime_ns)
         if note.is_file() and note.read_text() == mark: continue
-        if digest(blob) != blob.name:
+        if digest(blob) == blob.name: write_atomic(note, mark)
+        else:
+            damaged.append(file.name)
             with suppress(OSError): blob.unlink()
-            raise AssetError(f"{file.name} of {asset.path} came damaged: its SHA-256 is not the "
-                             "hub's. It was deleted; try again, the other files are kept.")
-        write_atomic(note, mark)
-    return path
+    if not damaged: return path
+    raise AssetError(f"{', '.join(damaged)} of {asset.path} came damaged: not with the SHA-256 of "
+                     "the hub. It was deleted; try again, what is right is kept.")
 
 def _hub_trouble(asset:Asset, folder:Path, own:Path, e:Exception) -> str:   # disk or connection?
     of_disk = getattr(e, "errno", None) and not isinstance(e, (ConnectionError, TimeoutError))
