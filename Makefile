@@ -28,7 +28,7 @@ unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup hooks browser course course-once docs lab test test-fast test-slow tidy clean
+.PHONY: help setup hooks browser course course-once docs lab test test-fast test-slow rehearse tidy clean
 
 help:  ## This list
 	@echo "Usage: make TARGET [TIER=tiny|12gb|16gb] [JOBS=1] [RESUME=1]"
@@ -59,12 +59,15 @@ test: test-fast browser  ## All tests: the fast ones, the course on tiny, its si
 
 test-fast: setup  ## Static checks and unit tests, under 2 minutes
 	@echo "Static checks and unit tests:"
-	@$(PYTHON) -m pytest -m "not slow"
+	@$(PYTHON) -m pytest -m "not slow and not rehearsal"
 
 test-slow: setup browser  ## Tests of the last run on tiny, its servers and its site, which it builds
 	@$(MAKE) --no-print-directory docs TIER=tiny
 	@echo "Tests of the course, its servers and its site:"
 	@$(PYTHON) -m pytest -m slow
+
+rehearse: setup  ## Run the lessons' 12 GB column on this processor, with thin models from a hub on this machine
+	@$(PYTHON) -m pytest -m rehearsal
 
 tidy: setup  ## Before a commit: clean the notebooks, export the library, write README.md and LICENCES.md
 	@$(PYTHON) tests/checks.py --fix

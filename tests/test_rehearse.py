@@ -86,7 +86,7 @@ KNOWN = {   # lesson: what is not mended yet
     "week2/06_ablations": UNTRIED,
     "clinic/01_scale_out": UNTRIED}
 
-@pytest.mark.slow
+@pytest.mark.rehearsal
 @pytest.mark.parametrize("path", LESSONS, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_the_12gb_column(path, request, tmp_path_factory):
     "Every code cell runs. In course order: later lessons take what earlier ones leave."
