@@ -291,13 +291,13 @@ def test_exported_functions_are_documented(visit):
     page = visit().open("reference/tier.html")
     for name in ("TIERS", "Card", "find_cards", "choose"):
         assert page.locator(f"main #{name.lower()}").count() == 1, name
-    row = page.locator("main tr", has_text="no tuple: the same on every tier")
+    row = page.locator("main tr", has_text="no tuple: alike on all")
     row = row.inner_text().split("\t")
     assert [c.strip() for c in row[:2]] == ["settings", "Any"]
     assert row[2].strip().startswith("name=(tiny, 12gb) or name=(tiny, 12gb, 16gb)")
     page.locator("main a", has_text="The switch").first.click()
     page.wait_for_url("**/lib/01_tier.html")
-    assert page.locator("main .doc", has_text="no tuple: the same on every tier").count() == 1
+    assert page.locator("main .doc", has_text="no tuple: alike on all").count() == 1
 
 
 class Links(HTMLParser):
