@@ -132,9 +132,11 @@ def parameters(obj:object) -> str:   # a table; empty when nothing is said of an
     try: found = docments(obj, full=True)
     except (OSError, TypeError, SyntaxError): return ""
     rows, empty = [], inspect.Parameter.empty
+    source = inspect.getsource(obj) if inspect.isfunction(obj) else ""
+    starred = dict(re.findall(r"\*+(\w+)\b[^#\n]*#\s*(.+)$", source, re.M))   # not docmented
     for name, p in found.items():
         (anno, help), result = _annotation(p.get("anno")), name == "return"
-        about = p.get("docment") or help
+        about = p.get("docment") or help or starred.get(name, "")
         if result and (inspect.isclass(obj) or not (anno or about)): continue
         if name in ("self", "cls"): continue
         has_default = not result and p.get("default", empty) is not empty
