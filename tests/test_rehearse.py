@@ -158,6 +158,6 @@ def test_every_model_trains_two_steps(name, tmp_path):
     flags = Flags(str(thin_model(name)), str(data), str(tmp_path / "out"), dev=str(data),
                   load_in_4bit=True, bf16=True, gradient_checkpointing=True, lora_r=4,
                   gradient_accumulation_steps=2, max_seq_length=128, max_steps=2)
-    result = train(flags, say=lambda *args: None)
+    result = train(flags)
     assert len(result.losses) == 2 and result.dev_after < result.dev_before
     assert (result.adapter / "adapter_model.safetensors").is_file()
