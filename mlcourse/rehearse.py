@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Annotated, Optional
 from unittest.mock import patch
 import typer
-from .course import command, find_course, read_notebook
+from .course import (MACHINERY, command, course_root, find_course, read_notebook,
+                             reading_order)
 from .files import cache_dir, write_json
 from .hub import hub
 
@@ -60,7 +61,8 @@ def rehearse(lessons:list[str]|None=None,   # notebooks or folders; weeks and cl
     "Run lessons' `12gb` column on the processor. Raises `UsageError` for what is no notebook."
     from mlcourse.run import out_path, run_course, select, shown_path
     folder = Path(out or (find_course() or Path())/"_run"/"rehearsal").resolve()
-    asked = lessons or sorted((find_course() or Path()).glob("nbs/[wc][el]*/*.ipynb"))
+    weeks = (part for part in reading_order() if part not in MACHINERY)
+    asked = lessons or [p for part in weeks for p in (course_root()/"nbs"/part).glob("*.ipynb")]
     rows = []
     with stage(folder):
         for path in select([str(p) for p in asked]):

@@ -47,12 +47,13 @@ def parameter_names(nb:dict, name:str="it") -> list[str]:   # in the order of th
         raise UsageError(f"{name} has {len(cells) or 'no'} cell{'s' * (len(cells) > 1)} tagged "
                          "`parameters` and needs exactly one. In JupyterLab open the property "
                          "inspector (the cogs on the right) and edit the cell's tags.")
-    try: tree = ast.parse(cells[0])
+    try: body = ast.parse(cells[0]).body
     except SyntaxError as e:
         raise UsageError(f"The parameters cell of {name} is not plain Python: {e.msg}, "
                          f"line {e.lineno}.") from e
-    names = (node for node in ast.walk(tree) if isinstance(node, ast.Name))
-    return [n.id for n in names if isinstance(n.ctx, ast.Store)]
+    set_here = (s for s in body if isinstance(s, (ast.Assign, ast.AnnAssign)))
+    targets = (t for s in set_here for t in getattr(s, "targets", None) or [s.target])
+    return [t.id for t in targets if isinstance(t, ast.Name)]
 
 # %% ../nbs/lib/05_run.ipynb #a8880e32
 def parse_params(pairs:list[str]) -> dict[str,Any]:   # numbers, lists, … where a text reads as one
@@ -64,7 +65,8 @@ def parse_params(pairs:list[str]) -> dict[str,Any]:   # numbers, lists, … wher
             raise UsageError(f"A parameter is given as -p name=value, and {pair!r} is not.")
         found[name] = text
         for read in (ast.literal_eval, json.loads):   # the last one that can has the word
-            with suppress(ValueError, SyntaxError): found[name] = read(text)
+            with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+                found[name] = read(text)
     return found
 
 # %% ../nbs/lib/05_run.ipynb #7166a641
@@ -388,7 +390,10 @@ def entry(job:Job, status:str="skipped", error:dict|None=None) -> dict:
 # %% ../nbs/lib/05_run.ipynb #e191479f
 def load_report(path:Path) -> tuple[dict|None,str]:   # and a sentence when it was set aside
     "Read an earlier report; one that is cut or not a report is renamed."
-    def ok(value): return isinstance(value, dict) and isinstance(value.get("notebooks"), list)
+    def ok(value):
+        rows = value.get("notebooks") if isinstance(value, dict) else None
+        return isinstance(rows, list) and all(
+            isinstance(row, dict) and {"path", "status"} <= row.keys() for row in rows)
     report, aside = read_json(path, ok)
     note = f"The old report, kept as {aside}, could not be read: every notebook runs again."
     return report, note if aside else ""
