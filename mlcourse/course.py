@@ -119,6 +119,11 @@ class Lesson:
         "Its folder; empty for the front page."
         return self.path.parent.name
 
+    @property
+    def lesson(self) -> str:
+        "The lesson whose appendix it is, `week1/04_rag` for `week1/04_rag_more`; else empty."
+        return self.name.removesuffix("_more") if self.name.endswith("_more") else ""
+
 def directive(source:str, key:str) -> str:   # empty when the cell does not say
     "What a code cell says behind `#| key:`."
     m = re.search(rf"^#\|\s*{key}:\s*(.+?)\s*$", source, re.M)

@@ -23,6 +23,14 @@ ROOT = Path(__file__).resolve().parent.parent
 MAX_CODE_CELLS, MAX_MEDIAN_LINES, MAX_CELLS_IN_A_ROW, MIN_WORDS = 75, 7, 4, 800
 MAX_COLUMNS = 100   # as in pyproject.toml, which says it to ruff
 EXERCISES = range(3, 6)
+# What a reader sees of a lesson above its heading "How we know", and what the library gets of it.
+READ_LINES, READ_CELLS, READ_CELL_LINES, READ_WORDS, EXPORTED_LINES = 300, 32, 25, 1_800, 250
+EARLY_ANSWER = {"week2/02_qlora"}   # trains within the first five cells
+# Lessons that are older than these limits. No lesson joins the list; one that is rebuilt leaves it.
+OLDER = {"week1/01_environment", "week1/02_vram", "week1/03_hello_llm", "week1/05_rag_better",
+         "week1/06_agent", "week2/01_instruction_data", "week2/03_preference", "week2/05_ship",
+         "week2/06_ablations", "clinic/01_scale_out", "week1/04_rag", "week2/02_qlora",
+         "week2/04_tiny_lm"}
 CELL_KEYS, NOTEBOOK_KEYS = {"tags", "jupyter"}, {"kernelspec"}
 
 
@@ -141,11 +149,10 @@ def _is_boilerplate(cell: dict) -> bool:
 
 def budget(nb: dict) -> list[str]:
     "Few and short cells, with prose between them. A function of the library may be longer."
-    to_read, found = [c for _, c in code_cells(nb) if not _is_boilerplate(c)], []
-    if len(to_read) > MAX_CODE_CELLS:
-        found.append(f"{len(to_read)} code cells to read; the limit is {MAX_CODE_CELLS}")
-    lines = [sum(1 for l in c["source"].splitlines() if l.strip() and not l.startswith("#|"))
-             for c in to_read if not is_exported(c)]
+    seen, found = [c for _, c in code_cells(nb) if not _is_boilerplate(c)], []
+    if len(seen) > MAX_CODE_CELLS:
+        found.append(f"{len(seen)} code cells to read; the limit is {MAX_CODE_CELLS}")
+    lines = [code_lines(c) for c in seen if not is_exported(c)]
     median = statistics.median(lines) if lines else 0
     if median >= MAX_MEDIAN_LINES:
         found.append(f"the median code cell has {median:g} lines; the limit is {MAX_MEDIAN_LINES}")
@@ -316,11 +323,57 @@ def records(nb: dict, lesson: str) -> list[str]:
     return ["nothing is recorded: a lesson has at least one `record(...)`"]
 
 
+def count_words(text: str) -> int:
+    "Words of two letters and more."
+    return len(re.findall(r"[^\W\d_]{2,}", text))
+
+
 def words(nb: dict, lesson: str) -> list[str]:
     "A lesson explains itself."
     texts = [without_code(s, inline=False) for _, s in prose_cells(nb)]
-    n = sum(len(re.findall(r"[^\W\d_]{2,}", text)) for text in texts)
+    n = sum(map(count_words, texts))
     return [] if n >= MIN_WORDS else [f"{n} words of prose; a lesson has at least {MIN_WORDS}"]
+
+
+def is_collapsed(cell: dict) -> bool:
+    "Is the cell's code folded away in Jupyter and on the site?"
+    folds = {"code-fold: true", "hide", "include: false", "echo: false"}
+    return is_hidden(cell) and bool(folds & set(directives(cell)))
+
+
+def code_lines(cell: dict) -> int:
+    "Lines of code, blank ones and directives apart."
+    return sum(1 for l in cell["source"].splitlines() if l.strip() and not l.startswith("#|"))
+
+
+def to_read(nb: dict) -> tuple[list[tuple[int, dict]], int]:
+    "The code cells that a reader sees above `## How we know`, with their indices, and the words."
+    folded = (i for i, s in prose_cells(nb) if re.search(r"^## How we know", s, re.M))
+    end = next(folded, len(nb["cells"]))
+    shown = [(i, c) for i, c in code_cells(nb) if i < end and not is_collapsed(c) and code_lines(c)]
+    above = [without_code(s, inline=False) for i, s in prose_cells(nb) if i < end]
+    return shown, sum(map(count_words, above))
+
+
+def length(nb: dict, lesson: str) -> list[str]:
+    "A lesson can be read in one sitting, and leaves what it teaches in the library."
+    if lesson in OLDER: return []
+    shown, n_words = to_read(nb)
+    exported = sum(code_lines(c) for _, c in code_cells(nb) if is_exported(c))
+    measured = ((sum(code_lines(c) for _, c in shown), READ_LINES, "visible lines of code"),
+                (len(shown), READ_CELLS, "visible code cells"), (n_words, READ_WORDS, "words"),
+                (exported, EXPORTED_LINES, "exported lines"))
+    found = [f"{n:,} {what}; the limit is {limit:,}" for n, limit, what in measured if n > limit]
+    return found + [f"cell {i} shows {code_lines(c)} lines; the limit is {READ_CELL_LINES}"
+                    for i, c in shown if code_lines(c) > READ_CELL_LINES]
+
+
+def first_trained_answer(nb: dict, lesson: str) -> list[str]:
+    "Where a cell is tagged `first-trained-answer`, it is among the first five that a reader sees."
+    at = [n for n, (_, c) in enumerate(to_read(nb)[0], 1)
+          if "first-trained-answer" in c["metadata"].get("tags", [])]
+    if lesson in EARLY_ANSWER - OLDER and not at: return ["no cell is `first-trained-answer`"]
+    return [f"the first trained answer is visible cell {n}, after the fifth" for n in at if n > 5]
 
 
 def opening(nb: dict, lesson: str | None = None) -> list[str]:
@@ -332,7 +385,8 @@ def opening(nb: dict, lesson: str | None = None) -> list[str]:
 
 NOTEBOOK_CHECKS = [parameters, clean, valid, code_parses, columns, imports_alone, imports_in_order,
                    budget, portable, figures, opening]
-LESSON_CHECKS = [exercises, records, words]
+LESSON_CHECKS = [exercises, records, words, length, first_trained_answer]
+APPENDIX_CHECKS = [records]
 
 
 # ---------------------------------------------------------------- prose: links, names, commands
@@ -588,7 +642,9 @@ def check_notebook(path: Path, root: Path = ROOT) -> list[str]:
     "All problems of one notebook."
     nb, lesson = read(path), lesson_name(path, root)
     found = [(check.__name__, p) for check in NOTEBOOK_CHECKS for p in check(nb)]
-    if lesson: found += [(check.__name__, p) for check in LESSON_CHECKS for p in check(nb, lesson)]
+    if lesson:
+        own = APPENDIX_CHECKS if lesson.endswith("_more") else LESSON_CHECKS
+        found += [(check.__name__, p) for check in own for p in check(nb, lesson)]
     return [f"{name}: {p}" for name, p in found]
 
 

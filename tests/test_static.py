@@ -266,6 +266,14 @@ BAD_LESSONS = [
     (checks.exercises, notebook(*three(), *triple("a")), "is there 2 times"),
     (checks.records, notebook(cell("def f(): record('x', 1)")), "nothing is recorded"),
     (checks.words, notebook(md("```\n" + LONG + "\n```")), "words of prose"),
+    (checks.length, notebook(md(LONG), md(LONG), md("## How we know"), md(LONG)), "1,8"),
+    (checks.length, notebook(*[cell("x = 1\n" * 20) for _ in range(16)]), "321 visible lines"),
+    (checks.length, notebook(*[cell("x = 1") for _ in range(33)]), "34 visible code cells"),
+    (checks.length, notebook(cell("x = 1\n" * 26)), "cell 2 shows 26 lines"),
+    (checks.length, notebook(cell("x = 1\n" * 300, hidden=True)), "301 visible lines"),
+    (checks.length, notebook(md("## How we know"), cell("#| export\n" + "x\n" * 251)), "251 exp"),
+    (checks.first_trained_answer, notebook(*[cell("x = 1") for _ in range(4)],
+     cell("x", tags=["first-trained-answer"])), "visible cell 6"),
 ]
 
 @pytest.mark.parametrize("check, nb, says", BAD_LESSONS, ids=names_of(BAD_LESSONS))
