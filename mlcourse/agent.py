@@ -14,8 +14,10 @@ import numpy as np
 from .assets import STANDINS
 from .course import command
 from .files import CourseError, cache_dir, progress_bar
+from .notes import read_folder
+from .rag import answer
+from .search import Embedder, Retriever, Store
 from .serve import DemoError, listening, serve
-from .rag import Embedder, Retriever, Store, answer, read_folder
 from .tier import choose
 
 # %% auto #0

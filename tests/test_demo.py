@@ -14,7 +14,7 @@ import pytest
 import uvicorn
 from mlcourse.agent import chat_app
 from mlcourse.serve import listening
-from mlcourse.rag import ingest
+from mlcourse.notes import ingest
 from playwright.sync_api import sync_playwright
 from test_site import FLAGS, find_browser
 

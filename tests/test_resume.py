@@ -83,7 +83,7 @@ def test_an_edited_export_reruns_its_lesson_and_its_users(clone):
     assert again == {"week2/04_tiny_lm"} | lessons_of(users(clone, "tinylm"))
     before = keys(clone)
     for file in ("mlcourse/rag.py", "nbs/week1/04_rag.ipynb"):
-        edit(clone / file, "class Retriever", "class  Retriever")
+        edit(clone / file, "class Answer", "class  Answer")
     again = lessons_of(changed(before, keys(clone)))
     assert again == {"week1/04_rag"} | lessons_of(users(clone, "rag")) and again >= RAG
     assert not {"week1/02_vram", "week2/04_tiny_lm", "week2/05_ship"} & again
