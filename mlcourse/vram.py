@@ -4,7 +4,7 @@
 
 # %% ../nbs/week1/02_vram.ipynb #be7f74c6
 from __future__ import annotations
-import difflib, hashlib, json
+import hashlib, json
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from importlib import metadata
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Optional
 import typer
 import mlcourse
+from .configs import MEDIA, catalogue, find_config, longest
 from .course import command
 from .files import cache_dir, console, progress_bar
 from .measure import (benchmark, measure_step, need_card, other_planners, t4_rows,
@@ -19,91 +20,15 @@ from .measure import (benchmark, measure_step, need_card, other_planners, t4_row
 from .workload import MIB, PlanError, Workload, optimizer_name
 
 # %% auto #0
-__all__ = ['GIB', 'DATA', 'MEDIA', 'SUFFIXES', 'NEEDED', 'LOCAL', 'CONTEXT_MIB', 'DESKTOP_MIB', 'CARD_MIB', 'PARTS', 'MARGIN',
-           'BAND', 'COLOURS', 'CHEAP', 'LETTERS', 'catalogue', 'short_names', 'near', 'read_config', 'from_hub',
-           'find_config', 'widths', 'layer_shapes', 'parameters', 'weight_bytes', 'adapter_parameters',
-           'training_bytes', 'activation_bytes', 'logits_bytes', 'kv_bytes', 'card_mib', 'Plan', 'check', 'by_rules',
-           'traced', 'parts_at_peak', 'Prediction', 'predict', 'stack', 'plot_stack', 'options', 'find_remedies', 'bar',
-           'show', 'plan', 'show_measured', 'plan_of', 'against', 'answers', 'bench_vram']
-
-# %% ../nbs/week1/02_vram.ipynb #b4873856
-GIB = 2**30
-DATA = Path(mlcourse.__file__).parent/"data"
-
-@lru_cache
-def catalogue() -> dict[str, dict]:   # hub name: {"source", "parameters", "same_shape", "config"}
-    "The published configurations that come with the course."
-    return json.loads((DATA/"configs.json").read_text(encoding="utf-8"))
+__all__ = ['GIB', 'DATA', 'CONTEXT_MIB', 'DESKTOP_MIB', 'CARD_MIB', 'PARTS', 'MARGIN', 'BAND', 'COLOURS', 'CHEAP', 'LETTERS',
+           'widths', 'layer_shapes', 'parameters', 'weight_bytes', 'adapter_parameters', 'training_bytes',
+           'activation_bytes', 'logits_bytes', 'kv_bytes', 'card_mib', 'Plan', 'ruled', 'check', 'by_rules', 'traced',
+           'parts_at_peak', 'Prediction', 'predict', 'stack', 'plot_stack', 'options', 'find_remedies', 'bar', 'show',
+           'plan', 'show_measured', 'plan_of', 'against', 'answers', 'bench_vram']
 
 # %% ../nbs/week1/02_vram.ipynb #ef14df31
-MEDIA = {   # pictures and sound: name and tasks; `mlcourse.media_workloads` has their numbers
-    "sd-1.5": ("infer", "lora", "full"), "sdxl": ("infer", "lora"), "vit-tiny": ("full",),
-    "ddpm-cifar": ("full",), "llava-1.5-7b": ("infer", "qlora"),
-    **{f"yolov8{size}": ("full",) for size in "nsmlx"},
-    **{f"whisper-{size}": ("infer", "full")
-       for size in ("tiny", "base", "small", "medium", "large-v2", "turbo")}}
-
-SUFFIXES = ("-instruct", "-chat-hf", "-chat", "-hf", "-it")
-
-@lru_cache
-def short_names() -> dict[str, str]:   # lower-case name: the hub name whose numbers count
-    "Every way to say the catalogue's models. A name that two models share is the first's."
-    names = {}
-    for name, entry in catalogue().items():
-        for full in (name, *entry["same_shape"]): names.setdefault(full.lower(), name)
-    for name in list(names):
-        short = name.partition("/")[2]
-        for s in (short, *(short.removesuffix(end) for end in SUFFIXES)):
-            names.setdefault(s, names[name])
-    return names
-
-def near(name:str) -> str:   # " Near matches: …", or what there is
-    "Names like `name`."
-    known = [*MEDIA, *(n for n in short_names() if "/" not in n)]
-    found = difflib.get_close_matches(name.lower().rpartition("/")[2], known, n=4, cutoff=0.5)
-    names = list(dict.fromkeys(short_names().get(n, n) for n in found)) or [*catalogue(), *MEDIA]
-    return f"{'Near matches' if found else 'The catalogue has'}: {', '.join(names)}."
-
-NEEDED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-LOCAL = "A local config.json, or the folder it is in, works too."
-
-def read_config(path:Path) -> dict:
-    "The configuration in a file or in a model's folder. Raises `PlanError`."
-    file = path/"config.json" if path.is_dir() else path
-    if not file.is_file(): raise PlanError(f"{path} holds no config.json: it is no model folder.")
-    try: config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e: raise PlanError(f"{file} is no readable JSON: {e}.") from e
-    if not isinstance(config, dict): raise PlanError(f"{file} holds no table of names and numbers.")
-    if "model_type" not in config: raise PlanError(f"{file} names no model_type.")
-    bad = [k for k in NEEDED if not (isinstance(config.get(k), int) and config[k] > 0)]
-    if bad: raise PlanError(f"{file}: {', '.join(bad)} must be a whole number above 0.")
-    return config
-
-def from_hub(name:str) -> dict:
-    "The configuration of a model on the hub, or a `PlanError` that says why not."
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-    try: return read_config(Path(hf_hub_download(name, "config.json", etag_timeout=5)))
-    except PlanError: raise
-    except GatedRepoError:
-        why = f"{name} is gated: accept its licence on the hub, and run `hf auth login`"
-    except RepositoryNotFoundError: why = f"The hub has no model {name}, or it is private"
-    except Exception as e:   # offline, a proxy, a bad name: the hub's client has many words for it
-        why = f"{name} is not in the catalogue, and the hub gave no answer ({type(e).__name__})"
-    raise PlanError(f"{why}. {near(name)} {LOCAL}")
-
-def find_config(model:str) -> tuple[str, dict]: # the full name, and the configuration
-    "By a name, a folder with a config.json, or such a file. Raises `PlanError` with near matches."
-    model = model.strip()
-    if not model: raise PlanError(f"No model is named. {near(model)}")
-    path = Path(model).expanduser()
-    if path.is_dir() or path.is_file(): return str(path), read_config(path)
-    name = short_names().get(model.lower())
-    if name: return name, dict(catalogue()[name]["config"])
-    if model.endswith(".json") or model[0] in "./~\\":
-        raise PlanError(f"There is no file or folder {model}.")
-    if model.count("/") != 1: raise PlanError(f"There is no model {model!r}. {near(model)} {LOCAL}")
-    return model, from_hub(model)
+GIB = 2**30
+DATA = Path(mlcourse.__file__).parent/"data"
 
 # %% ../nbs/week1/02_vram.ipynb #47eb3dff
 def widths(c:dict,                       # a configuration
@@ -225,19 +150,28 @@ class Plan(Workload):
         return {f.name: getattr(self, f.name) for f in fields(Workload) if f.name != "model"}
 
 # %% ../nbs/week1/02_vram.ipynb #03351378
+def ruled() -> set[str]:   # values of `model_type`
+    "The architectures that the rules were checked on: those of the catalogue."
+    return {entry["config"]["model_type"] for entry in catalogue().values()}
+
 def check(plan:Plan) -> tuple[str, dict]: # the model's full name and its configuration
     "Refuse what this model cannot do. Raises `PlanError`."
     if plan.is_media: return _check_media(plan)
     name, config = find_config(plan.model)
-    longest = config.get("max_position_embeddings")
-    if longest and plan.seq > longest:
-        raise PlanError(f"{name} was made for {longest:,} tokens at most, and seq is {plan.seq:,}.")
-    if plan.adapts:
-        known, width = layer_shapes(config), config["hidden_size"]
+    limit, width = longest(config), config["hidden_size"]
+    if limit and plan.seq > limit:
+        raise PlanError(f"{name} was made for {limit:,} tokens at most, and seq is {plan.seq:,}.")
+    if "quantization_config" in config and not plan.packed: raise PlanError(
+        f"{name} is packed in 4 bits already: plan it with --load-in-4bit, or as qlora.")
+    twice = config.get("quantization_config", {}).get("bnb_4bit_use_double_quant", False)
+    if "quantization_config" in config and plan.double_quant and not twice: raise PlanError(
+        f"{name} is packed without double quantization: add --no-double-quant.")
+    if plan.adapts and config["model_type"] in ruled():
+        known = layer_shapes(config)
         odd = ", ".join(t for t in plan.target_modules if t not in known)
         if odd: raise PlanError(f"{name} has no layer {odd} to adapt. It has: {', '.join(known)}.")
-        if plan.lora_r > width:
-            raise PlanError(f"A lora_r of {plan.lora_r} is no low rank: {name} is {width} wide.")
+    if plan.adapts and plan.lora_r > width:
+        raise PlanError(f"A lora_r of {plan.lora_r} is no low rank: {name} is {width} wide.")
     return name, config
 
 def _check_media(plan:Plan) -> tuple[str, dict]:
@@ -252,7 +186,10 @@ def _check_media(plan:Plan) -> tuple[str, dict]:
 # %% ../nbs/week1/02_vram.ipynb #bc16eedf
 def by_rules(plan:Plan) -> dict[str, float]:  # part: MiB; their sum is the rules' answer
     "What the rules of this lesson say."
-    _, c = check(plan)
+    name, c = check(plan)
+    if not plan.is_media and c["model_type"] not in ruled(): raise PlanError(
+        f"These rules count decoders like Llama, and {name} is a {c['model_type']}. `predict` and "
+        "`mlcourse plan` follow its real class instead.")
     trained = adapter_parameters(c, plan.lora_r, plan.target_modules) if plan.adapts else 0
     width = 4 if plan.adapts and (plan.task, plan.recipe) != ("qlora", "trl") else 2
     parts = dict(weights=weight_bytes(c, plan.packed, plan.double_quant) + width * trained)
@@ -290,7 +227,8 @@ def traced(plan:Plan):  # a `mlcourse.trace.Trace`
         from mlcourse import media_workloads, workloads
         from mlcourse.trace import save_trace
         run = media_workloads.media_trace if plan.is_media else workloads.run
-        work = Workload(name if plan.is_media else config, **plan.workload)
+        shapes = {k: v for k, v in config.items() if k != "quantization_config"}
+        work = Workload(name if plan.is_media else shapes, **plan.workload)
         try: save_trace(run(work), file)
         except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as e:
             raise PlanError(f"{name} could not be run as {plan.task} on fake tensors: "

@@ -202,6 +202,7 @@ def quiet():
 def build(w:Workload) -> nn.Module: # the model, with adapters if the task has any
     "Build `w`'s model on the meta device."
     from transformers import AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D   # GPT-2's linear layer
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(as_config(w.model), dtype=DTYPES[w.dtype],
                                                  attn_implementation=w.attn_implementation)
@@ -209,9 +210,10 @@ def build(w:Workload) -> nn.Module: # the model, with adapters if the task has a
     if w.packed:
         cls = four_bit()
         for name, m in list(model.named_modules()):
-            if type(m) is not nn.Linear or m is head: continue
+            if not (type(m) is nn.Linear or isinstance(m, Conv1D)) or m is head: continue
+            sizes = m.weight.shape if isinstance(m, Conv1D) else (m.in_features, m.out_features)
             with torch.device("meta"):
-                new = cls(m.in_features, m.out_features, m.bias is not None, quant_type="nf4",
+                new = cls(*sizes, m.bias is not None, quant_type="nf4",
                           compute_dtype=DTYPES[w.dtype], compress_statistics=w.double_quant)
                 if m.bias is not None: new.bias = nn.Parameter(m.bias.detach())
             model.set_submodule(name, new)

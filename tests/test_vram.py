@@ -79,6 +79,31 @@ def test_broken_config(tmp_path, text, says):
     with pytest.raises(PlanError, match=says): vram.find_config(str(tmp_path))
 
 
+def test_layers_of_gpt2_are_packed(tmp_path, cache):
+    thin = dict(model_type="gpt2", n_embd=256, n_layer=4, n_head=4, n_positions=128, vocab_size=512)
+    (tmp_path / "config.json").write_text(json.dumps(thin))
+    def weights(**how):
+        plan = Plan(str(tmp_path), task="infer", seq=64, **how)
+        return vram.predict(plan).parts["weights"]
+    packed, whole = weights(load_in_4bit=True), weights()
+    layers = 4 * 12 * 256 ** 2 / 2**20   # million numbers, of 2 bytes or of 4.13 bits
+    assert whole - packed == pytest.approx(layers * (2 - 4.13 / 8), rel=0.05)
+    with pytest.raises(PlanError, match="decoders like Llama"):
+        vram.by_rules(Plan(str(tmp_path), seq=64))
+
+
+def test_a_packed_checkpoint_is_planned_as_packed(tmp_path):
+    packing = dict(quant_method="bitsandbytes", load_in_4bit=True, bnb_4bit_use_double_quant=True)
+    (tmp_path / "config.json").write_text(json.dumps(TINY | {"quantization_config": packing}))
+    plan = dict(model=str(tmp_path), seq=64)
+    assert vram.check(Plan(**plan)) and vram.check(Plan(**plan, task="infer", load_in_4bit=True))
+    with pytest.raises(PlanError, match="packed in 4 bits already"):
+        vram.check(Plan(**plan, task="infer"))
+    packing["bnb_4bit_use_double_quant"] = False
+    (tmp_path / "config.json").write_text(json.dumps(TINY | {"quantization_config": packing}))
+    with pytest.raises(PlanError, match="--no-double-quant"): vram.check(Plan(**plan))
+
+
 def test_no_config_in_folder(tmp_path):
     with pytest.raises(PlanError, match="no config.json"): vram.find_config(str(tmp_path))
 
