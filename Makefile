@@ -10,6 +10,8 @@ UV_MIN := 0.8.0
 VENV := $(or $(MLCOURSE_VENV),.venv)
 BIN := $(VENV)/bin
 PYTHON := $(BIN)/python
+# Two processes, each with files of its own, as what a file's tests share is made once; tests/conftest.py orders the files.
+PYTEST := $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 STAMP := $(VENV)/.mlcourse-synced
 
 # uv from PATH if it is recent enough, else one of our own in .uv/.
@@ -59,12 +61,12 @@ test: test-fast browser  ## All tests: the fast ones, the course on tiny, its si
 
 test-fast: setup  ## Static checks and unit tests, under 2 minutes
 	@echo "Static checks and unit tests:"
-	@$(PYTHON) -m pytest -m "not slow and not rehearsal"
+	@$(PYTEST) -m "not slow and not rehearsal"
 
 test-slow: setup browser  ## Tests of the last run on tiny, its servers and its site, which it builds
 	@$(MAKE) --no-print-directory docs TIER=tiny
 	@echo "Tests of the course, its servers and its site:"
-	@$(PYTHON) -m pytest -m slow
+	@MLCOURSE_SITE=_docs $(PYTEST) -m slow
 
 rehearse: setup  ## Run the lessons' 12 GB column on this processor, with thin models from a hub on this machine
 	@$(PYTHON) -m pytest -m rehearsal

@@ -7,7 +7,7 @@ from __future__ import annotations
 import io, json, weakref
 from bisect import bisect_left, insort
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 import torch
@@ -18,8 +18,8 @@ from .files import CourseError, write_atomic
 
 # %% auto #0
 __all__ = ['SCRATCH', 'KIB', 'MIB', 'MIN_BLOCK', 'SMALL_SIZE', 'SMALL_BUFFER', 'LARGE_BUFFER', 'MIN_LARGE', 'ROUND_LARGE',
-           'WORKSPACE', 'MATMULS', 'Event', 'Trace', 'fake', 'Tracer', 'mark', 'trace', 'save_trace', 'load_trace',
-           'OutOfMemory', 'Block', 'Allocator', 'add_workspaces', 'Replay', 'replay']
+           'WORKSPACE', 'MATMULS', 'Event', 'Trace', 'fake', 'makes_one', 'look', 'shares', 'Tracer', 'mark', 'trace',
+           'save_trace', 'load_trace', 'OutOfMemory', 'Block', 'Allocator', 'add_workspaces', 'Replay', 'replay']
 
 # %% ../nbs/tools/02_trace.ipynb #00ce2fb3
 class Event(NamedTuple):
@@ -50,6 +50,25 @@ def fake() -> FakeTensorMode: # a context manager
     "A world of tensors without data: shapes, types and storages only."
     return FakeTensorMode(allow_non_fake_inputs=True)
 
+# %% ../nbs/tools/02_trace.ipynb #39cf23fa
+@cache
+def makes_one(operator) -> bool:
+    "Does it return one tensor, without a word on its arguments' storages?"
+    schema = operator._schema
+    said = any(a.alias_info for a in (*schema.arguments, *schema.returns))
+    return not said and [str(r.type) for r in schema.returns] == ["Tensor"]
+
+def look(x): # hashable
+    "All of an operator's argument that its result's shape can depend on."
+    if isinstance(x, torch.Tensor): return x.shape, x.stride(), x.dtype, x.device
+    if isinstance(x, (list, tuple)): return tuple(map(look, x))
+    return type(x), x   # 1, 1.0 and True are equal, and give other types
+
+def shares(storage, args) -> bool:
+    "Is it the storage of one of the arguments?"
+    return any(isinstance(a, torch.Tensor) and a.untyped_storage()._cdata == storage._cdata
+               for a in args)
+
 # %% ../nbs/tools/02_trace.ipynb #95189f8c
 SCRATCH = {"aten._softmax_backward_data.default": lambda grad, output, *_: grad.nbytes}
 
@@ -59,7 +78,7 @@ class Tracer(TorchDispatchMode):
         "Names `modules`, counts tensors on `device`: \"cpu\" for fake tensors, else \"meta\"."
         super().__init__()
         self.trace, self.stack, self.alive, self.n = Trace(), [], {}, 0
-        self.handles, self.seqs, self.names, self.device = [], [], [], device
+        self.handles, self.seqs, self.names, self.device, self.made = [], [], [], device, {}
         for m in modules: self.watch(m)
 
     def watch(self, module):
@@ -113,17 +132,28 @@ class Tracer(TorchDispatchMode):
         for t in tensors: self.born(t.untyped_storage(), "own")
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
+        out = self._result(func, args, kwargs or {})
         for t in tree_leaves(out):
             if isinstance(t, torch.Tensor) and t.device.type == self.device:
                 self._out(t, str(func), args)
         return out
 
+    def _result(self, func, args, kwargs):
+        "On the meta device the same shapes give the same shape, which is worked out once."
+        if self.device != "meta" or not makes_one(func): return func(*args, **kwargs)
+        key = func, look(args), look(tuple(kwargs.items()))
+        if known := self.made.get(key): return torch.empty_strided(**known)
+        out = func(*args, **kwargs)
+        found = dict(size=out.shape, stride=out.stride(), dtype=out.dtype, device=out.device)
+        storage, again = out.untyped_storage(), torch.empty_strided(**found).untyped_storage()
+        if out.is_meta and not shares(storage, args) and storage.nbytes() == again.nbytes():
+            self.made[key] = found
+        return out
+
     def _out(self, t, op:str, args):
         "A result is born, unless it shares an input's storage: then it is a view."
         storage = t.untyped_storage()
-        given = {a.untyped_storage()._cdata for a in args if isinstance(a, torch.Tensor)}
-        if storage._cdata in self.alive or storage._cdata in given: return
+        if storage._cdata in self.alive or shares(storage, args): return
         self.born(storage, op)
         if op in SCRATCH:   # a kernel's own memory is born and gone within the operator
             self.n += 1

@@ -2,9 +2,20 @@
 import os
 from pathlib import Path
 
+# One thread a process: on models as small as most of these two threads wait for each other, and
+# `make` runs two processes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+LONGEST = ["test_site", "test_vram", "test_static", "test_rehearse", "test_qlora"]
+
+
+def pytest_collection_modifyitems(items):
+    "The files that take longest come first, so that two processes end at about the same time."
+    stems = LONGEST + sorted({i.path.stem for i in items} - {*LONGEST})
+    items.sort(key=lambda item: stems.index(item.path.stem))
 
 
 @pytest.fixture(scope="session")
