@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from .files import CourseError
+from .instruct import fold_system
 from .train import dataset
 
 # %% auto #0
@@ -21,7 +22,7 @@ __all__ = ['QUESTION', 'CALL', 'WAIT', 'URGENT', 'PreferenceError', 'make_pair',
            'pair_logps', 'dpo_loss', 'lora', 'train_dpo', 'train_grpo']
 
 # %% ../nbs/week2/03_preference.ipynb #95bd4299
-QUESTION = "Is this log line urgent?"                       # the system message
+QUESTION = "Urgent?"                                        # the system message
 CALL, WAIT = "Call somebody now.", "Wait until morning."    # as many tokens each, for both models
 URGENT = ("disk_full", "out_of_memory", "login_failed")     # what is worth a call
 
@@ -73,8 +74,8 @@ def choice_logps(model, tok,
     def padded(rows, side, fill=0):
         rows = pad_sequence([torch.tensor(r) for r in rows], True, fill, side)
         return rows.to(model.device)
-    asked = [tok.apply_chat_template(p, add_generation_prompt=True, return_dict=True)["input_ids"]
-             for p in prompts]
+    asked = [tok.apply_chat_template(fold_system(tok, p), add_generation_prompt=True,
+                                     return_dict=True)["input_ids"] for p in prompts]
     n, found = len(answers[0]), []
     for i in range(0, len(asked), batch_size):
         rows = asked[i:i + batch_size]
@@ -137,6 +138,16 @@ def _settings() -> dict:
     return dict(logging_steps=1, logging_nan_inf_filter=False, save_strategy="no", report_to="none",
                 bf16=cuda, use_cpu=not cuda, activation_checkpointing=cuda, disable_tqdm=True)
 
+def _check_lengths(tok, pairs:list[dict], max_length:int|None):
+    "What is cut is the end, which is the answer. Raises `PreferenceError` rather than cutting."
+    def tokens(messages):
+        return len(tok.apply_chat_template(messages, return_dict=True)["input_ids"])
+    lengths = [max(tokens(p["prompt"] + p[side]) for side in ("chosen", "rejected")) for p in pairs]
+    long = sum(n > (max_length or n) for n in lengths)
+    if long: raise PreferenceError(
+        f"{long} of {len(pairs)} pairs are longer than max_length ({max_length} tokens; the "
+        f"longest has {max(lengths)}), so their answers would be cut. Shorten them, or raise it.")
+
 def train_dpo(model, tok,                 # from `mlcourse.llm.load`
               pairs:list[dict],           # from `make_pair`, taken in this order
               output_dir:str|Path,        # folder for the adapter
@@ -144,7 +155,7 @@ def train_dpo(model, tok,                 # from `mlcourse.llm.load`
               reference=None,             # `trainer.train_dataset` of an earlier run on these pairs
               **settings,                 # of `trl.DPOConfig`: beta, learning_rate, ...
              ):                           # TRL's trainer; `.model` is the policy
-    "Train a LoRA on preference pairs. Raises `PreferenceError` for no pairs, or a loss of NaN."
+    "Train a LoRA on preference pairs. Raises `PreferenceError`, as for pairs that would be cut."
     from unittest.mock import patch
     from trl import DPOConfig, DPOTrainer
     if not pairs: raise PreferenceError("There are no pairs to train on.")
@@ -154,6 +165,8 @@ def train_dpo(model, tok,                 # from `mlcourse.llm.load`
                  warmup_steps=2, train_sampling_strategy="sequential",
                  precompute_ref_log_probs=reference is None)   # it does not change: ask it once
     args = DPOConfig(str(output_dir), **(_settings() | usual | settings))
+    pairs = [p | dict(prompt=fold_system(tok, p["prompt"])) for p in pairs]
+    _check_lengths(tok, pairs, args.max_length)
     rows = dataset(pairs)
     for name in ("ref_chosen_logps", "ref_rejected_logps") if reference else ():
         rows = rows.add_column(name, reference[name])
@@ -187,7 +200,7 @@ def train_grpo(model, tok, prompts:list[list[dict]],
                  per_device_train_batch_size=prompts_per_step * num_generations,
                  max_completion_length=max_new_tokens)
     args = GRPOConfig(str(output_dir), **(_settings() | usual | settings))
-    rows = dataset([dict(prompt=p) for p in prompts])
+    rows = dataset([dict(prompt=fold_system(tok, p)) for p in prompts])
     return _train(GRPOTrainer(model, reward_funcs=reward, args=args, train_dataset=rows,
                               processing_class=tok,
                               peft_config=lora(model, lora_r, lora_alpha, top_layers)))
