@@ -13,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import mlcourse
-from .files import CourseError, derived, digest, write_atomic, write_json
+from .chat_data import DataError, Rejected, iter_pairs, read_pairs, write_jsonl
+from .files import derived, digest, write_atomic, write_json
+from .privacy import UNSPACED, scrub
 
 # %% auto #0
-__all__ = ['EVENTS', 'TASK', 'LOG_FORMATS', 'NOISE', 'HOSTS', 'USERS', 'SERVICES', 'SHAREGPT', 'PII', 'ORDINARY', 'parse_record',
-           'make_logs', 'pair', 'from_logs', 'DataError', 'check_messages', 'as_chat', 'Rejected', 'iter_pairs',
-           'write_jsonl', 'read_pairs', 'luhn', 'scrub', 'shingles', 'jaccard', 'Seen', 'question', 'side', 'leaks',
-           'Report', 'prepare', 'data_card', 'general_pairs', 'course_data', 'fold_system', 'encode_pair']
+__all__ = ['EVENTS', 'TASK', 'LOG_FORMATS', 'NOISE', 'HOSTS', 'USERS', 'SERVICES', 'ORDINARY', 'parse_record', 'make_logs',
+           'pair', 'from_logs', 'shingles', 'jaccard', 'Seen', 'common_shingles', 'question', 'side', 'leaks', 'Report',
+           'prepare', 'data_card', 'general_pairs', 'course_data', 'fold_system', 'encode_pair']
 
 # %% ../nbs/week2/01_instruction_data.ipynb #c8dc127d
 EVENTS = ("login_failed", "session", "out_of_memory", "disk_full", "restart", "timeout")
@@ -112,132 +113,20 @@ def from_logs(lines:Iterable[str],             # log lines
         else: strays.append(line)
     return pairs, strays
 
-# %% ../nbs/week2/01_instruction_data.ipynb #eb3f6988
-class DataError(CourseError, ValueError):
-    "Data that cannot be used; the message says where and why."
-
-def check_messages(messages) -> list[dict]:
-    "A system message if any, then user and assistant in turn, or it raises `DataError`."
-    if not isinstance(messages, list) or not messages: raise DataError("there are no messages")
-    for i, m in enumerate(messages, 1):
-        if not isinstance(m, dict) or not isinstance(m.get("content"), str):
-            raise DataError(f"message {i} has no text")
-        if not m["content"].strip(): raise DataError(f"message {i} is empty")
-    roles = [m.get("role") for m in messages]
-    turns = roles[1:] if roles[0] == "system" else roles
-    for i, role in enumerate(turns):
-        wanted = ("user", "assistant")[i % 2]
-        if role == wanted: continue
-        said = ", ".join(map(str, roles))
-        raise DataError(f"the turns are {said}; a {wanted} was expected as turn {i + 1}")
-    if not turns or turns[-1] != "assistant":
-        raise DataError("the last turn is not the assistant's, so there is nothing to learn")
-    return messages
-
-# %% ../nbs/week2/01_instruction_data.ipynb #a9767d6f
-SHAREGPT = dict(human="user", user="user", gpt="assistant", assistant="assistant",
-                chatgpt="assistant", system="system")
-
-def as_chat(row:dict,      # in chat, Alpaca or ShareGPT form
-           ) -> dict:      # with checked `messages`, and its `source` and `entities` if it has them
-    "Bring a row into the chat form. Raises `DataError` if it is in none of the three."
-    if not isinstance(row, dict): raise DataError("the line is not a JSON object")
-    if "messages" in row: messages = row["messages"]
-    elif "conversations" in row:
-        turns = row["conversations"]
-        if not isinstance(turns, list) or not all(isinstance(t, dict) for t in turns):
-            raise DataError("conversations is not a list of turns")
-        def role(turn): return SHAREGPT.get(str(turn.get("from")), turn.get("from"))
-        messages = [dict(role=role(t), content=t.get("value")) for t in turns]
-    elif "instruction" in row and "output" in row:
-        asked = "\n\n".join(str(t) for t in (row["instruction"], row.get("input")) if t)
-        messages = [dict(role="user", content=asked), dict(role="assistant", content=row["output"])]
-        if row.get("system"): messages.insert(0, dict(role="system", content=row["system"]))
-    else:
-        raise DataError("it has neither `messages` nor `conversations` nor `instruction` and "
-                        "`output`")
-    return dict(messages=check_messages(messages), source=str(row.get("source", "")),
-                entities=list(row.get("entities") or ()))
-
-# %% ../nbs/week2/01_instruction_data.ipynb #3fe7b2b6
-@dataclass(frozen=True)
-class Rejected:
-    "A line that could not be used."
-    line: int    # its number, from 1
-    why: str     # the reason
-    text: str    # the line itself, as far as it can be shown
-
-def iter_pairs(path:str|Path,                    # a .jsonl file
-              ) -> Iterator[dict|Rejected]:      # one for each line that is not blank
-    "Read a file line by line, in constant memory. Raises `DataError` if there is no such file."
-    if not Path(path).is_file(): raise DataError(f"There is no data file {path}.")
-    with open(path, "rb") as f:
-        for number, raw in enumerate(f, 1):
-            if not raw.strip(): continue
-            try: yield as_chat(json.loads(raw.decode("utf-8")))
-            except UnicodeDecodeError: why = "it is not UTF-8"
-            except json.JSONDecodeError as e: why = f"it is not JSON ({e.msg}, column {e.colno})"
-            except DataError as e: why = str(e)
-            else: continue
-            yield Rejected(number, why, raw.decode("utf-8", "replace").strip()[:2000])
-
-# %% ../nbs/week2/01_instruction_data.ipynb #32f9176a
-def write_jsonl(path:str|Path, rows:Iterable[dict]) -> int:   # how many
-    "Write rows, one a line, so that nobody ever reads half a file."
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-    write_atomic(path, "".join(lines))
-    return len(lines)
-
-def read_pairs(path:str|Path,             # a .jsonl file
-               aside:str|Path|None=None,  # for rejected lines; NAME.rejected.jsonl when None
-              ) -> tuple[list[dict], list[Rejected]]:   # the usable pairs, and the others
-    "All pairs of a file; bad lines are kept aside. Raises `DataError` if no line is usable."
-    path, good, bad = Path(path), [], []
-    for row in iter_pairs(path): (bad if isinstance(row, Rejected) else good).append(row)
-    if bad: write_jsonl(aside or path.with_name(f"{path.stem}.rejected.jsonl"), map(asdict, bad))
-    why = f"Line {bad[0].line}: {bad[0].why}." if bad else "It is empty."
-    if not good: raise DataError(f"No line of {path} can be used. {why}")
-    return good, bad
-
-# %% ../nbs/week2/01_instruction_data.ipynb #b1607db7
-_BYTE = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
-PII = dict(
-    EMAIL=re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+"),
-    KEY=re.compile(r"\b(?:hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|"
-                   r"AKIA[0-9A-Z]{16})\b"),
-    CARD=re.compile(r"\b\d(?:[ -]?\d){12,18}\b"),
-    IP=re.compile(rf"(?<![\d.])(?:{_BYTE}\.){{3}}{_BYTE}(?![\d.])|"
-                  r"\b(?:[0-9a-fA-F]{1,4}:){7}[0-9a-fA-F]{1,4}\b"),
-    PHONE=re.compile(r"(?<![\w.])\+\d{1,3}(?:[ ()/-]{0,2}\d){6,12}\b|\(\d{3}\) ?\d{3}-\d{4}\b"))
-
-def luhn(number:str) -> bool:
-    "Does the check digit of a card number fit? (Luhn, 1960)"
-    digits = [int(d) for d in reversed(number) if d.isdigit()]
-    return sum(d if i % 2 == 0 else sum(divmod(2 * d, 10)) for i, d in enumerate(digits)) % 10 == 0
-
-def scrub(text:str,                         # any text
-         ) -> tuple[str, Counter]:          # the text with placeholders, and how many of each kind
-    "Replace what has the shape of personal data or of a secret: `<EMAIL>`, `<KEY>`, `<CARD>`, ..."
-    found = Counter()
-    for kind, pattern in PII.items():
-        def swap(m, kind=kind):
-            if kind == "CARD" and not luhn(m[0]): return m[0]
-            found[kind] += 1
-            return f"<{kind}>"
-        text = pattern.sub(swap, text)
-    return text, found
-
 # %% ../nbs/week2/01_instruction_data.ipynb #159fd080
+_WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+|-(?=\s*\d)|[^\w\s.,;:!?'\"()\[\]-]")
+
 @lru_cache(200_000)
-def _word(word:str) -> int: return zlib.crc32(word.encode())
+def _hash(word:str) -> int: return zlib.crc32(word.encode("utf-8", "replace"))
 
 def shingles(text:str,              # any text
              n:int=3,               # words in a shingle
+             numbers:bool=True,     # False: lone numbers are all equal
             ) -> np.ndarray:        # sorted 32-bit hashes, each once
-    "Hashes of the runs of `n` words. Case and punctuation do not count; lone numbers are equal."
-    words = ["0" if w.isdigit() else w for w in re.findall(r"\w+", text.lower())]
-    hashes = np.array([_word(w) for w in words], dtype=np.uint32)
-    if len(words) < n: return np.array([_word(text.lower())], dtype=np.uint32)
+    "Hashes of the runs of `n` words; signs such as + are words. Case and punctuation do not count."
+    words = [w if numbers or not w.isdigit() else "0" for w in _WORD.findall(text.lower())]
+    hashes = np.array([_hash(w) for w in words], dtype=np.uint32)
+    if len(words) < n: return np.array([_hash(" ".join(words))], dtype=np.uint32)
     mixed = np.zeros(len(words) - n + 1, dtype=np.uint32)
     for i in range(n):   # wraps around at 32 bits, as it should
         mixed = mixed * np.uint32(0x9E3779B1) + hashes[i:len(words) - n + 1 + i]
@@ -250,36 +139,65 @@ def jaccard(a:np.ndarray, b:np.ndarray) -> float:
 
 # %% ../nbs/week2/01_instruction_data.ipynb #9ef7a80f
 class Seen:
-    "Remembers texts, and tells copies from new ones."
+    "Remembers questions with their answers, and tells copies from new ones."
     def __init__(self, threshold:float=0.8,   # Jaccard similarity of near copies
+                 common:np.ndarray|tuple=(),  # shingles that do not count, from `common_shingles`
+                 numbers:bool=True,           # False: lone numbers are all equal
                  num_perm:int=64):            # numbers in a MinHash
-        from datasketch import MinHash, MinHashLSH
-        self.threshold, self.exact, self.sets = threshold, {}, []
+        from datasketch import MinHash
+        self.threshold, self.common, self.numbers = threshold, np.array(common, np.uint32), numbers
+        self.exact, self.sets, self.buckets = {}, [], {}
         self.empty = MinHash(num_perm=num_perm, seed=1, hashfunc=int)
-        looser = max(0.1, threshold - 0.1)    # the index proposes, and the exact verdict decides
-        self.index = MinHashLSH(threshold=looser, num_perm=num_perm)
+        def found(rows): return 1 - (1 - threshold**rows) ** (num_perm // rows)   # of true copies
+        self.rows = max(rows for rows in (1, 2, 4, 8) if rows == 1 or found(rows) > 0.99)
 
-    def find(self, text:str) -> tuple[str, int, float]|None:   # kind, text (from 0), similarity
-        "Is this text an `exact` or `near` copy of one that was added? None for a new one."
-        return self._look(text)[0]
+    def find(self, text:str, answer:str="") -> tuple[str, int, float]|None:
+        "An `exact` or `near` copy with the same answer: kind, text (from 0), similarity. Or None."
+        return self._look(text, answer)[0]
 
-    def add(self, text:str) -> tuple[str, int, float]|None:    # as `find`
+    def add(self, text:str, answer:str="") -> tuple[str, int, float]|None:    # as `find`
         "Remember a text, unless it is a copy."
-        copy, key, mine, sketch = self._look(text)
+        copy, key, mine, bands = self._look(text, answer)
         if copy is None:
             self.exact[key] = len(self.sets)
-            self.index.insert(len(self.sets), sketch, check_duplication=False)
+            for bucket in (self.buckets.setdefault(band, []) for band in bands):
+                if len(bucket) < 32: bucket.append(len(self.sets))   # never quadratic
             self.sets.append(mine)
         return copy
 
-    def _look(self, text):
-        key = hashlib.blake2b(" ".join(text.split()).encode(), digest_size=12).digest()
+    def _look(self, text, answer):
+        same = " ".join(answer.split()).casefold()
+        key = _digest(" ".join(text.split()), same)
         if key in self.exact: return ("exact", self.exact[key], 1.0), key, None, None
-        mine, sketch = shingles(text), self.empty.copy()
+        whole = shingles(text, numbers=self.numbers)
+        mine = np.setdiff1d(whole, self.common, assume_unique=True)
+        if not len(mine): mine = np.array([zlib.crc32(whole.tobytes())], np.uint32)   # all or none
+        sketch = self.empty.copy()
         sketch.update_batch(mine.tolist())
-        alike = ((jaccard(mine, self.sets[i]), -i) for i in self.index.query(sketch))
-        similarity, i = max(alike, default=(0, 0))
-        return ("near", -i, similarity) if similarity >= self.threshold else None, key, mine, sketch
+        values = sketch.hashvalues.reshape(-1, self.rows)
+        bands = [hash((i, same, band.tobytes())) for i, band in enumerate(values)]
+        found = {i for band in bands for i in self.buckets.get(band, ())}
+        similarity, i = max(((jaccard(mine, self.sets[i]), -i) for i in found), default=(0, 0))
+        return ("near", -i, similarity) if similarity >= self.threshold else None, key, mine, bands
+
+def _digest(*texts) -> bytes:
+    return hashlib.blake2b("\0".join(texts).encode("utf-8", "replace"), digest_size=12).digest()
+
+def common_shingles(rows:list[dict],      # with `messages`
+                    share:float=0.05,     # of the rows, but five of them at least
+                    numbers:bool=True,    # as in `shingles`
+                    sample:int=1000,      # rows to look at
+                   ) -> np.ndarray:       # 32-bit hashes
+    "What stands in many questions with different answers: an instruction, a template."
+    count, answers = Counter(), {}
+    if len(rows) > sample: rows = random.Random(0).sample(rows, sample)
+    for row in rows:
+        answer = row["messages"][-1]["content"]
+        for s in shingles(question(row), numbers=numbers).tolist():
+            count[s] += 1
+            answers[s] = answer if answers.get(s, answer) == answer else None
+    least = max(5, share * len(rows))
+    return np.array([s for s, n in count.items() if n >= least and answers[s] is None], np.uint32)
 
 # %% ../nbs/week2/01_instruction_data.ipynb #d5c55a5f
 def question(row:dict) -> str:
@@ -295,18 +213,23 @@ def side(row:dict,               # a pair with `entities`; its question stands i
     dev = [int.from_bytes(h[:4], "big") / 2**32 < dev_share for h in hashes]
     return "dev" if all(dev) else "torn" if any(dev) else "train"
 
-def leaks(train:Iterable[dict], dev:Iterable[dict],
+def leaks(train:list[dict], dev:list[dict],
           threshold:float=0.8,                     # similarity of questions that count as equal
+          common:np.ndarray|None=None,             # shingles that do not count; looked for if None
+          numbers:bool=True,                       # as in `shingles`
          ) -> Iterator[tuple[int, str]]:           # index in train, and why
-    "Training examples that give dev away: the same question, nearly the same, or a shared entity."
-    seen, names = Seen(threshold), set()
+    "What gives dev away: a shared name, the same question, or nearly the same with its answer."
+    if common is None: common = common_shingles([*train, *dev], numbers=numbers)
+    seen, names, asked = Seen(threshold, common, numbers), set(), set()
     for row in dev:
-        seen.add(question(row))
+        seen.add(question(row), row["messages"][-1]["content"])
+        asked.add(_digest(" ".join(question(row).split())))
         names |= set(row["entities"])
     for i, row in enumerate(train):
-        shared, copy = names & set(row["entities"]), seen.find(question(row))
+        shared, text = names & set(row["entities"]), question(row)
         if shared: yield i, f"it shares {', '.join(sorted(shared))} with dev"
-        elif copy: yield i, f"its question has a copy in dev ({copy[0]})"
+        elif _digest(" ".join(text.split())) in asked: yield i, "its question is in dev"
+        elif seen.find(text, row["messages"][-1]["content"]): yield i, "dev has a copy of it"
 
 # %% ../nbs/week2/01_instruction_data.ipynb #96a6e42a
 @dataclass
@@ -324,44 +247,83 @@ class Report:
     sources: Counter = field(default_factory=Counter)    # pairs by source
     seconds: float = 0     # how long it took
 
+    def told(self) -> str:
+        "All counts in a sentence; they add up to the lines that were read."
+        fates = ("train", "dev", "torn", "near", "exact", "leaked", "rejected")
+        return f"Of {self.read} lines: " + ", ".join(f"{getattr(self, k)} {k}" for k in fates)
+
 # %% ../nbs/week2/01_instruction_data.ipynb #8423a2a7
-def prepare(path:str|Path,            # a .jsonl file in any of the three forms
+def prepare(path:str|Path,            # a .jsonl file in any dialect of `mlcourse.chat_data`
             out:str|Path,             # folder for the result
             dev_share:float=0.1,      # share of the entities that go to dev
             threshold:float=0.8,      # Jaccard similarity of near copies
             title:str="Instruction data", licence:str="not stated",
+            numbers:bool=True,        # False: texts that differ in lone numbers are copies
+            max_loss:float=1/3,       # share of rows that may go as near copies or leaks
            ) -> Report:
     "A checked, scrubbed and split training set, with a data card. Raises `DataError`."
-    report, start, out = Report(), time.perf_counter(), Path(out)
-    parts = _divide(iter_pairs(path), dev_share, threshold, report)
-    leaking = {i for i, _ in leaks(parts["train"], parts["dev"], threshold)}
+    start, path, out = time.perf_counter(), Path(path), Path(out)
+    _keep_inputs(path, out)
+    report, rows, rejected = _read(path, dev_share)
+    common = common_shingles(rows, numbers=numbers)
+    parts = _divide(rows, Seen(threshold, common, numbers), report)
+    leaking = {i for i, _ in leaks(parts["train"], parts["dev"], threshold, common, numbers)}
     parts["train"] = [row for i, row in enumerate(parts["train"]) if i not in leaking]
     report.leaked, report.train, report.dev = len(leaking), len(parts["train"]), len(parts["dev"])
+    if report.near + report.leaked > max_loss * report.read: raise DataError(
+        f"{report.told()}. That is too much to lose as near copies and leaks, so nothing was "
+        f"written. If they are copies, raise max_loss (now {max_loss:.2f}); if not, the threshold.")
+    write_jsonl(out/"rejected.jsonl", rejected)
+    if not report.train: raise DataError(
+        f"Nothing is left to train on. {report.told()}. The reasons of the rejected are in "
+        f"{out/'rejected.jsonl'}.")
     report.sources = Counter(row["source"] or "unknown" for row in parts["train"] + parts["dev"])
-    for name, rows in parts.items(): write_jsonl(out/f"{name}.jsonl", rows)
-    if not report.train:
-        copies = report.exact + report.near
-        raise DataError(f"Nothing is left to train on: of {report.read} lines in {Path(path)}, "
-                        f"{report.rejected} are unusable and {copies} are copies. "
-                        f"The reasons are in {out/'rejected.jsonl'}.")
+    for name, kept in parts.items(): write_jsonl(out/f"{name}.jsonl", kept)
     report.seconds = time.perf_counter() - start
     data_card(out, title, licence, report)
     return report
 
-def _divide(lines:Iterable[dict|Rejected], dev_share:float, threshold:float, report:Report) -> dict:
-    "The first pass, line by line: scrub, leave out copies, choose a side."
-    seen, parts = Seen(threshold), dict(train=[], dev=[], rejected=[])
-    for row in lines:
+def _keep_inputs(path:Path, out:Path):
+    "Refuse to write over the source, or over files in `out` that no `prepare` has made."
+    for name in ("train.jsonl", "dev.jsonl", "rejected.jsonl", "card.json", "README.md"):
+        if (out/name).exists() and path.exists() and (out/name).samefile(path):
+            raise DataError(f"{path} would be overwritten by its result. Choose another folder.")
+        foreign = name != "rejected.jsonl" and not (out/"card.json").exists()
+        if foreign and (out/name).exists():
+            raise DataError(f"{out} already holds a {name} that is not from here. Choose another "
+                            "folder.")
+
+def _scrubbed(text:str, report:Report) -> str:
+    clean, found = scrub(text)
+    report.scrubbed += found
+    return clean
+
+def _read(path:Path, dev_share:float) -> tuple[Report, list[dict], list[dict]]:
+    "All lines, scrubbed: the usable rows, each with its `side`, and the rejected ones."
+    report, rows, rejected, stand_ins = Report(), [], [], {}
+    for row in iter_pairs(path):
         report.read += 1
         if isinstance(row, Rejected):
-            report.rejected += 1
-            parts["rejected"].append(asdict(row))
+            said = {k: scrub(v)[0] if k != "line" else v for k, v in asdict(row).items()}
+            rejected.append(said)
             continue
-        for m in row["messages"]:
-            m["content"], found = scrub(m["content"])
-            report.scrubbed += found
-        copy = seen.add(question(row) + "\n" + row["messages"][-1]["content"])
-        fate = copy[0] if copy else side(row, dev_share)
+        for m in row["messages"]: m["content"] = _scrubbed(m["content"], report)
+        row["source"] = _scrubbed(row["source"], report)
+        row["side"] = side(row, dev_share)           # by the names themselves
+        for i, name in enumerate(row["entities"]):   # <EMAIL> 1, <EMAIL> 2: still told apart
+            if (clean := _scrubbed(name, report)) == name: continue
+            number = stand_ins.setdefault(name.casefold(), len(stand_ins) + 1)
+            row["entities"][i] = f"{clean} {number}"
+        rows.append(row)
+    report.rejected = len(rejected)
+    return report, rows, rejected
+
+def _divide(rows:list[dict], seen:Seen, report:Report) -> dict:
+    "Leave out copies, and put the rest on their sides."
+    parts = dict(train=[], dev=[])
+    for row in rows:
+        copy, own = seen.add(question(row), row["messages"][-1]["content"]), row.pop("side")
+        fate = copy[0] if copy else own
         if fate in parts: parts[fate].append(row)
         else: setattr(report, fate, getattr(report, fate) + 1)   # exact, near or torn
     return parts
@@ -377,7 +339,10 @@ def data_card(folder:str|Path,        # with train.jsonl and dev.jsonl
     steps = {k: v for k, v in asdict(report).items() if isinstance(v, int)}
     write_json(folder/"card.json", dict(title=title, licence=licence, sha256=hashes, steps=steps,
                                         scrubbed=report.scrubbed, sources=report.sources))
-    def listed(counts): return ", ".join(f"{k} ({v})" for k, v in counts.items()) or "none"
+    def listed(counts):
+        rest = len(counts) - 20
+        told = [f"{k[:60]} ({v})" for k, v in Counter(counts).most_common(20)]
+        return ", ".join(told + [f"and {rest} more"] * (rest > 0)) or "none"
     lines = [f"# {title}", "", f"Licence: {licence}.", "", "| step | rows |", "|---|---|",
              *(f"| {k} | {v} |" for k, v in steps.items()), "",
              f"Sources: {listed(report.sources)}.",
@@ -401,7 +366,7 @@ def course_data(lines:int=700,         # log lines to begin with
     "The set of week 2, log records and ordinary questions, prepared once and then cached."
     def build(folder):
         write_jsonl(folder/"raw.jsonl", from_logs(make_logs(lines, seed))[0])
-        report = prepare(folder/"raw.jsonl", folder, dev_share)
+        report = prepare(folder/"raw.jsonl", folder, dev_share, numbers=False)
         ordinary = general_pairs() * rehearsals
         rows = read_pairs(folder/"train.jsonl")[0] + ordinary
         random.Random(seed).shuffle(rows)
@@ -436,7 +401,7 @@ def encode_pair(tok,                           # a tokenizer with a chat templat
     whole = ids(messages)
     labels = [-100] * len(whole)
     for i, m in enumerate(messages):
-        if m["role"] != "assistant": continue
+        if m["role"] != "assistant" or m.get("weight") == 0: continue
         before, after = ids(messages[:i], add_generation_prompt=True), ids(messages[:i + 1])
         same = (j for j, (a, b) in enumerate(zip(whole, after)) if a != b)   # Phi-3 closes `after`
         start, end = len(before), next(same, len(after))

@@ -12,15 +12,17 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from .files import CourseError
+from .instruct import fold_system
 from .train import dataset
 
 # %% auto #0
-__all__ = ['QUESTION', 'CALL', 'WAIT', 'URGENT', 'PreferenceError', 'make_pair', 'on_call_pairs', 'answer_logps', 'pair_logps',
-           'dpo_loss', 'lora', 'train_dpo', 'train_grpo']
+__all__ = ['QUESTION', 'CALL', 'WAIT', 'URGENT', 'PreferenceError', 'make_pair', 'on_call_pairs', 'choice_logps', 'answer_logps',
+           'pair_logps', 'dpo_loss', 'lora', 'train_dpo', 'train_grpo']
 
 # %% ../nbs/week2/03_preference.ipynb #95bd4299
-QUESTION = "Is this log line urgent?"                       # the system message
+QUESTION = "Urgent?"                                        # the system message
 CALL, WAIT = "Call somebody now.", "Wait until morning."    # as many tokens each, for both models
 URGENT = ("disk_full", "out_of_memory", "login_failed")     # what is worth a call
 
@@ -63,34 +65,43 @@ def on_call_pairs(rows:Iterable[dict],   # log lines, from `mlcourse.instruct.fr
 
 # %% ../nbs/week2/03_preference.ipynb #a0394317
 @torch.inference_mode()
-def answer_logps(model, tok,
-                 prompts:list[list[dict]],  # chat messages
-                 answers:list[str],         # one for each prompt
-                 batch_size:int=16,
-                ) -> Tensor:                # shape (n,), in nats
-    "Log-probability of each answer, its stop token included, summed over tokens."
-    def padded(rows, fill, size):
-        return torch.tensor([[fill] * (size - len(r)) + r for r in rows], device=model.device)
-    asked = [tok.apply_chat_template(p, add_generation_prompt=True, return_dict=True)["input_ids"]
-             for p in prompts]
-    said = [tok(a + tok.eos_token, add_special_tokens=False).input_ids for a in answers]
-    found = []
+def choice_logps(model, tok,
+                 prompts:list[list[dict]],   # chat messages
+                 answers:list[list[str]],    # for each prompt, equally many to choose from
+                 batch_size:int=16,          # prompts at a time
+                ) -> Tensor:                 # shape (prompts, answers), in nats
+    "Log-probability of each answer, its stop token included, summed; a prompt is read once."
+    def padded(rows, side, fill=0):
+        rows = pad_sequence([torch.tensor(r) for r in rows], True, fill, side)
+        return rows.to(model.device)
+    asked = [tok.apply_chat_template(fold_system(tok, p), add_generation_prompt=True,
+                                     return_dict=True)["input_ids"] for p in prompts]
+    n, found = len(answers[0]), []
     for i in range(0, len(asked), batch_size):
-        rows = list(zip(asked[i:i + batch_size], said[i:i + batch_size]))
-        width, longest = max(len(a) + len(b) for a, b in rows), max(len(b) for _, b in rows)
-        x = padded([a + b for a, b in rows], tok.eos_token_id, width)
-        mask = padded([[1] * len(a + b) for a, b in rows], 0, width)
-        answer = padded([[1] * len(b) for _, b in rows], 0, longest)
-        logits = model(input_ids=x, attention_mask=mask, logits_to_keep=longest + 1).logits[:, :-1]
-        logps = logits.float().log_softmax(-1).gather(2, x[:, -longest:, None])[..., 0]
-        found.append((logps * answer).sum(1).cpu())
+        rows = asked[i:i + batch_size]
+        said = [tok(a + tok.eos_token, add_special_tokens=False).input_ids
+                for some in answers[i:i + batch_size] for a in some]
+        mask, valid = (padded([[1] * len(r) for r in some], side)
+                       for some, side in ((rows, "left"), (said, "right")))
+        first = model(input_ids=padded(rows, "left", tok.eos_token_id), attention_mask=mask,
+                      logits_to_keep=1, use_cache=True)
+        first.past_key_values.batch_repeat_interleave(n)   # the prompt once more for each answer
+        x, mask = padded(said, "right"), torch.cat([mask.repeat_interleave(n, 0), valid], 1)
+        rest = model(input_ids=x[:, :-1], attention_mask=mask[:, :-1],
+                     past_key_values=first.past_key_values)
+        logits = torch.cat([first.logits.repeat_interleave(n, 0), rest.logits], 1).float()
+        logps = logits.log_softmax(-1).gather(2, x[..., None])[..., 0]
+        found.append((logps * valid).sum(1).view(-1, n).cpu())
     return torch.cat(found)
+
+def answer_logps(model, tok, prompts:list[list[dict]], answers:list[str]) -> Tensor:   # shape (n,)
+    "Log-probability of one answer to each prompt."
+    return choice_logps(model, tok, prompts, [[a] for a in answers])[:, 0]
 
 def pair_logps(model, tok, pairs:list[dict]) -> Tensor:   # shape (n, 2): chosen, rejected
     "Log-probabilities of both answers of each pair."
-    prompts, sides = [p["prompt"] for p in pairs], ("chosen", "rejected")
-    return torch.stack([answer_logps(model, tok, prompts, [p[side][0]["content"] for p in pairs])
-                        for side in sides], 1)
+    said = [[p[side][0]["content"] for side in ("chosen", "rejected")] for p in pairs]
+    return choice_logps(model, tok, [p["prompt"] for p in pairs], said)
 
 # %% ../nbs/week2/03_preference.ipynb #ed269997
 def dpo_loss(policy:Tensor,      # shape (n, 2): log-probabilities of chosen and rejected answers
@@ -127,13 +138,24 @@ def _settings() -> dict:
     return dict(logging_steps=1, logging_nan_inf_filter=False, save_strategy="no", report_to="none",
                 bf16=cuda, use_cpu=not cuda, activation_checkpointing=cuda, disable_tqdm=True)
 
+def _check_lengths(tok, pairs:list[dict], max_length:int|None):
+    "What is cut is the end, which is the answer. Raises `PreferenceError` rather than cutting."
+    def tokens(messages):
+        return len(tok.apply_chat_template(messages, return_dict=True)["input_ids"])
+    lengths = [max(tokens(p["prompt"] + p[side]) for side in ("chosen", "rejected")) for p in pairs]
+    long = sum(n > (max_length or n) for n in lengths)
+    if long: raise PreferenceError(
+        f"{long} of {len(pairs)} pairs are longer than max_length ({max_length} tokens; the "
+        f"longest has {max(lengths)}), so their answers would be cut. Shorten them, or raise it.")
+
 def train_dpo(model, tok,                 # from `mlcourse.llm.load`
               pairs:list[dict],           # from `make_pair`, taken in this order
               output_dir:str|Path,        # folder for the adapter
               lora_r:int=16, lora_alpha:int=32, top_layers:int=0,
+              reference=None,             # `trainer.train_dataset` of an earlier run on these pairs
               **settings,                 # of `trl.DPOConfig`: beta, learning_rate, ...
              ):                           # TRL's trainer; `.model` is the policy
-    "Train a LoRA on preference pairs. Raises `PreferenceError` for no pairs, or a loss of NaN."
+    "Train a LoRA on preference pairs. Raises `PreferenceError`, as for pairs that would be cut."
     from unittest.mock import patch
     from trl import DPOConfig, DPOTrainer
     if not pairs: raise PreferenceError("There are no pairs to train on.")
@@ -141,12 +163,18 @@ def train_dpo(model, tok,                 # from `mlcourse.llm.load`
     usual = dict(learning_rate=5e-5, num_train_epochs=1, per_device_train_batch_size=1,
                  gradient_accumulation_steps=8, max_length=1024, lr_scheduler_type="cosine",
                  warmup_steps=2, train_sampling_strategy="sequential",
-                 precompute_ref_log_probs=True)   # the reference does not change: ask it once
+                 precompute_ref_log_probs=reference is None)   # it does not change: ask it once
     args = DPOConfig(str(output_dir), **(_settings() | usual | settings))
+    pairs = [p | dict(prompt=fold_system(tok, p["prompt"])) for p in pairs]
+    _check_lengths(tok, pairs, args.max_length)
+    rows = dataset(pairs)
+    for name in ("ref_chosen_logps", "ref_rejected_logps") if reference else ():
+        rows = rows.add_column(name, reference[name])
     with patch.dict(os.environ, TQDM_DISABLE="1"):
-        trainer = _train(DPOTrainer(model, args=args, train_dataset=dataset(pairs),
-                                    processing_class=tok,
-                                    peft_config=lora(model, lora_r, lora_alpha, top_layers)))
+        trainer = DPOTrainer(model, args=args, train_dataset=rows, processing_class=tok,
+                             peft_config=lora(model, lora_r, lora_alpha, top_layers))
+        trainer.precompute_ref_logps = True
+        _train(trainer)
     losses = [h["loss"] for h in trainer.state.log_history if "loss" in h]
     bad = next((i for i, l in enumerate(losses, 1) if not math.isfinite(l)), None)
     if bad: raise PreferenceError(f"The loss is no number any more (the first bad step is {bad}). "
@@ -172,7 +200,7 @@ def train_grpo(model, tok, prompts:list[list[dict]],
                  per_device_train_batch_size=prompts_per_step * num_generations,
                  max_completion_length=max_new_tokens)
     args = GRPOConfig(str(output_dir), **(_settings() | usual | settings))
-    rows = dataset([dict(prompt=p) for p in prompts])
+    rows = dataset([dict(prompt=fold_system(tok, p)) for p in prompts])
     return _train(GRPOTrainer(model, reward_funcs=reward, args=args, train_dataset=rows,
                               processing_class=tok,
                               peft_config=lora(model, lora_r, lora_alpha, top_layers)))

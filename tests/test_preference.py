@@ -139,3 +139,29 @@ def test_grpo_raises_its_reward(small, tmp_path):
                               max_steps=25, learning_rate=2e-2)
     rewards = [h["reward"] for h in trainer.state.log_history if "reward" in h]
     assert sum(rewards[-5:]) > sum(rewards[:5])
+
+
+def test_pairs_that_would_be_cut_are_refused(small, pairs, tmp_path):
+    long = pref.make_pair([dict(role="user", content="x" * 300)], "yes", "nay")
+    with pytest.raises(pref.PreferenceError, match="1 of 9 pairs are longer than max_length"):
+        pref.train_dpo(*small, [*pairs, long], tmp_path/"a", max_length=128, **FAST)
+    assert not (tmp_path/"a").exists()
+
+
+def test_a_prompt_is_read_once_for_all_its_answers(small):
+    model, tok = small
+    prompts = [[dict(role="user", content="a" * n)] for n in (1, 9, 30)]
+    both = pref.choice_logps(model, tok, prompts, [["yes", "a longer answer"]] * 3)
+    for i, answer in enumerate(("yes", "a longer answer")):
+        alone = pref.answer_logps(model, tok, prompts, [answer] * 3)
+        assert torch.allclose(both[:, i], alone, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_reference_of_an_earlier_run_gives_the_same_training(small, pairs, tmp_path):
+    model, tok = small
+    first = pref.train_dpo(model, tok, pairs, tmp_path/"a", seed=1, **FAST)
+    reference, model = first.train_dataset, first.model.unload()
+    second = pref.train_dpo(model, tok, pairs, tmp_path/"b", seed=1, reference=reference, **FAST)
+    losses = [[h["loss"] for h in t.state.log_history if "loss" in h] for t in (first, second)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
