@@ -17,13 +17,14 @@ from torch import Tensor
 from .assets import ASSETS, STANDINS, fetch, find_asset, http_client
 from .course import command
 from .files import CourseError, derived
+from .templates import fold_system
 from .tier import choose
 
 # %% auto #0
-__all__ = ['FACTS', 'BITS', 'TURNS', 'score_facts', 'LLMError', 'quiet_libraries', 'model_path', 'weight_bytes', 'quantization',
-           'unload', 'free_bytes', 'spread_layers', 'load', 'encode', 'generate', 'stop_ids', 'next_token_probs',
-           'sampler', 'stream_text', 'Reply', 'TransformersEngine', 'perplexity', 'OpenAIEngine', 'llama_cpp',
-           'served_gguf', 'talk']
+__all__ = ['FACTS', 'BITS', 'SMALL', 'TURNS', 'score_facts', 'LLMError', 'quiet_libraries', 'model_path', 'weight_bytes',
+           'quantization', 'unload', 'free_bytes', 'spread_layers', 'load', 'encode', 'generate', 'stop_ids',
+           'next_token_probs', 'sampler', 'stream_text', 'Reply', 'TransformersEngine', 'perplexity', 'OpenAIEngine',
+           'llama_cpp', 'served_gguf', 'talk']
 
 # %% ../nbs/week1/03_hello_llm.ipynb #ef8fba52
 FACTS = (   # question, words that count as a right answer
@@ -195,6 +196,7 @@ def encode(tok, messages:list[dict]|str,  # chat messages, or the user's words
           ) -> Tensor:                    # token ids, shape (1, tokens)
     "The prompt's token ids, by the model's chat template, with the assistant's turn opened."
     if isinstance(messages, str): messages = [dict(role="user", content=messages)]
+    messages = fold_system(tok, messages)   # Gemma's template, for one, refuses a system message
     return tok.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt",
                                    return_dict=True)["input_ids"].to(device)
 
@@ -409,11 +411,22 @@ def llama_cpp(gguf:str|Path,        # a GGUF file
     params.model.path, params.model_alias = str(gguf), {gguf.stem}
     params.n_ctx, params.n_gpu_layers, params.n_parallel = context, gpu_layers, 1
     params.port, params.verbosity = 0, 0
+    _set_threads(params, gguf)
     try: server = xllamacpp.Server(params)
     except Exception as e: raise LLMError(
         f"llama.cpp cannot load {gguf.name}: {e}. Is it a whole GGUF file?") from e
     try: yield OpenAIEngine(f"{server.listening_address}/v1", gguf.stem, "llama.cpp")
     finally: del server
+
+SMALL = 10**9   # bytes: a token of a smaller model is too little work to share
+
+def _set_threads(params, gguf:Path):
+    "Let waiting threads sleep: llama.cpp's spin, and starve whatever else runs here."
+    import psutil
+    cores = psutil.cpu_count(logical=False) or 1
+    for threads, n in ((params.cpuparams, 1 if gguf.stat().st_size < SMALL else cores),
+                       (params.cpuparams_batch, cores)):
+        threads.n_threads, threads.poll = n, 0
 
 def _to_q8_0(source:Path, target:Path):
     "Copy a GGUF file with its matrices in Q8_0."
