@@ -193,7 +193,8 @@ def test_merge_and_its_refusals(model, tmp_path, monkeypatch):
     little = SimpleNamespace(available=1000, free=500)
     monkeypatch.setattr("psutil.virtual_memory", lambda: little)
     monkeypatch.setattr("psutil.swap_memory", lambda: little)
-    with said("0.0 GB are free, swap included"): export.merge(model, tmp_path/"adapter", tmp_path/"x")
+    with said("0.0 GB are free, swap included"):
+        export.merge(model, tmp_path/"adapter", tmp_path/"x")
     assert not (tmp_path/"x").exists()
 
 
