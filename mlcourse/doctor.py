@@ -114,7 +114,8 @@ def llama_cpp_facts() -> dict:   # version, and the cards that it can calculate 
     "Which devices llama.cpp sees."
     import xllamacpp
     from importlib.metadata import version
-    cards = [d["description"] for d in xllamacpp.get_device_info() if d["type"].name.endswith("GPU")]
+    found = xllamacpp.get_device_info()
+    cards = [d["description"] for d in found if d["type"].name.endswith("GPU")]
     return dict(version=version("xllamacpp"), cards=cards)
 
 WITNESSES = dict(torch=torch_facts, bitsandbytes=bitsandbytes_facts, flash_attn=flash_facts,
@@ -443,8 +444,9 @@ def check_llama_cpp(f:Facts) -> Finding:
     "Which devices llama.cpp calculates on."
     def finding(status, saw, remedy=""): return Finding("llama.cpp", status, saw, remedy)
     error = f.llama_cpp.get("error")
-    if error: return finding("warning", error, f"{INSTALL} Lessons that serve a GGUF fail until then.")
-    saw = f"xllamacpp {f.llama_cpp['version']} on {', '.join(f.llama_cpp['cards']) or 'the processor'}"
+    if error: return finding("warning", error, f"{INSTALL} Until then no GGUF is served.")
+    where = ", ".join(f.llama_cpp["cards"]) or "the processor"
+    saw = f"xllamacpp {f.llama_cpp['version']} on {where}"
     if f.card and not f.llama_cpp["cards"]:
         return finding("warning", f"{saw}: PyPI's build has no CUDA", "Run `make gpu` in the "
                        "course's folder for its author's build with CUDA.")

@@ -358,7 +358,7 @@ def next_logprobs(engine:OpenAIEngine,   # of `llama_cpp`
                  ) -> list[float]:       # nats: the log-probability of each token from `start` on
     "What llama.cpp expects at every position of a text, given those before. Raises `LLMError`."
     options = dict(n_predict=1, temperature=-1, cache_prompt=True)
-    def told(i, chosen, n):   # of the `n` likeliest tokens, and of the one that it is made to choose
+    def told(i, chosen, n):   # of the token that it is made to choose, and `n` likely ones
         reply = _post(engine, "completion", prompt=ids[:i], n_probs=n,
                       logit_bias=[[chosen, 1e4]], **options)
         return (reply.get("completion_probabilities") or [None])[0]

@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import mlcourse
 from .files import CourseError, derived, digest, write_atomic, write_json
+from .templates import fold_system
 
 # %% auto #0
 __all__ = ['EVENTS', 'TASK', 'LOG_FORMATS', 'NOISE', 'HOSTS', 'USERS', 'SERVICES', 'SHAREGPT', 'PII', 'ORDINARY', 'parse_record',
            'make_logs', 'pair', 'from_logs', 'DataError', 'check_messages', 'as_chat', 'Rejected', 'iter_pairs',
            'write_jsonl', 'read_pairs', 'luhn', 'scrub', 'shingles', 'jaccard', 'Seen', 'question', 'side', 'leaks',
-           'Report', 'prepare', 'data_card', 'general_pairs', 'course_data', 'fold_system', 'encode_pair']
+           'Report', 'prepare', 'data_card', 'general_pairs', 'course_data', 'encode_pair']
 
 # %% ../nbs/week2/01_instruction_data.ipynb #c8dc127d
 EVENTS = ("login_failed", "session", "out_of_memory", "disk_full", "restart", "timeout")
@@ -412,17 +413,6 @@ def course_data(lines:int=700,         # log lines to begin with
         (folder/"raw.jsonl").unlink()
     key = f"6 {lines} {dev_share} {seed} {rehearsals} {digest(ORDINARY)}"
     return derived("log-records", build, key)
-
-# %% ../nbs/week2/01_instruction_data.ipynb #53b56d22
-def fold_system(tok, messages:list[dict]) -> list[dict]:   # the same, if the template takes them
-    "A system message that a template refuses (Gemma) or loses (Mistral) joins the first question."
-    from jinja2 import TemplateError
-    system, *turns = messages
-    if system["role"] != "system" or not turns: return messages
-    try: text = tok.apply_chat_template(messages, tokenize=False)
-    except TemplateError: text = ""
-    if system["content"].strip() in text: return messages
-    return [{**turns[0], "content": f"{system['content']}\n\n{turns[0]['content']}"}, *turns[1:]]
 
 # %% ../nbs/week2/01_instruction_data.ipynb #89e25b39
 def encode_pair(tok,                           # a tokenizer with a chat template

@@ -149,6 +149,15 @@ def test_every_template_shows_where_the_answer_is(name, system):
     assert tok.decode(row["input_ids"]).count(TASK["content"]) == system
 
 
+@pytest.mark.parametrize("name", CHAT)
+def test_every_template_takes_a_system_message(name):
+    from transformers import AutoTokenizer
+    from mlcourse.llm import encode
+    tok = AutoTokenizer.from_pretrained(thin_model(name))
+    text = tok.decode(encode(tok, [TASK, TALK[0]])[0])
+    assert text.count(TASK["content"]) == 1 and TALK[0]["content"] in text
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CHAT)
 def test_every_model_trains_two_steps(name, tmp_path):
