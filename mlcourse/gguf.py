@@ -396,10 +396,14 @@ CONTENT = "{{ .Content }}"   # where Ollama puts the words of a message
 def go_template(tok,                     # a tokenizer with a chat template
                ) -> tuple[str, str]:     # the template, and its own system message
     "The chat template in Ollama's language. Raises `GGUFError` if it is no plain list of turns."
+    from jinja2 import TemplateError
     bos = _bos(tok)   # Ollama adds it by itself
     def text(*contents, roles=("system", "user", "assistant", "user"), prompt=False):
         turns = [dict(role=r, content=c) for r, c in zip(roles, contents)]
-        whole = tok.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
+        try: whole = tok.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
+        except TemplateError as e:
+            raise GGUFError(f"This model's chat template refuses a system message: {e}. "
+                            "Write TEMPLATE by hand.") from e
         return turns, whole.removeprefix(bos)
     marks = ("Mark-S", "Mark-U", "Mark-A", "Mark-V")
     two, three, four = (text(*marks[:n])[1] for n in (2, 3, 4))

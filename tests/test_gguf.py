@@ -222,6 +222,13 @@ def test_a_template_with_a_default_system_message_and_llama3s_form():
     with said("by hand"): export.go_template(tok)
 
 
+def test_a_template_that_refuses_a_system_message_is_named():
+    from transformers import AutoTokenizer
+    from mlcourse.hub import thin_model
+    gemma = AutoTokenizer.from_pretrained(thin_model("google/gemma-7b-it"))
+    with said("refuses a system message"): export.go_template(gemma)
+
+
 # ---------------------------------------------------------------- llama.cpp and processes
 
 @pytest.mark.slow
