@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
+from unittest.mock import patch
 
 import torch
 import typer
@@ -21,10 +22,10 @@ from .templates import fold_system
 from .tier import choose
 
 # %% auto #0
-__all__ = ['FACTS', 'BITS', 'SMALL', 'TURNS', 'score_facts', 'LLMError', 'quiet_libraries', 'model_path', 'weight_bytes',
-           'quantization', 'unload', 'free_bytes', 'spread_layers', 'load', 'encode', 'generate', 'stop_ids',
-           'next_token_probs', 'sampler', 'stream_text', 'Reply', 'TransformersEngine', 'perplexity', 'OpenAIEngine',
-           'llama_cpp', 'served_gguf', 'talk']
+__all__ = ['FACTS', 'BITS', 'SMALL', 'TURNS', 'score_facts', 'LLMError', 'quiet_libraries', 'import_bitsandbytes', 'model_path',
+           'weight_bytes', 'quantization', 'unload', 'free_bytes', 'spread_layers', 'load', 'encode', 'generate',
+           'stop_ids', 'next_token_probs', 'sampler', 'stream_text', 'Reply', 'TransformersEngine', 'perplexity',
+           'OpenAIEngine', 'llama_cpp', 'served_gguf', 'talk']
 
 # %% ../nbs/week1/03_hello_llm.ipynb #ef8fba52
 FACTS = (   # question, words that count as a right answer
@@ -62,12 +63,17 @@ def quiet_libraries():
     loud = "bitsandbytes.autograd._functions bitsandbytes.backends.cpu.ops accelerate.big_modeling"
     for name in loud.split(): logging.getLogger(name).setLevel(logging.ERROR)
 
+def import_bitsandbytes():
+    "bitsandbytes, without torch's compiler: seconds of imports for a device without kernels."
+    with patch.dict(os.environ, TORCHDYNAMO_DISABLE="1"):
+        import bitsandbytes.functional
+    return bitsandbytes
+
 def _unpack_gguf(gguf:Path, folder:Path):
     "Write the stand-in's weights, in bf16, and its tokenizer as an ordinary model folder."
     import gguf as reader
     from functools import lru_cache
     from tokenizers import pre_tokenizers as split
-    from unittest.mock import patch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     print(f"Unpacking {gguf.name} to bf16. This happens once, and takes about 20 seconds.")
     source = dict(pretrained_model_name_or_path=str(gguf.parent), gguf_file=gguf.name)
@@ -126,6 +132,7 @@ def quantization(precision:str,       # a key of `BITS`
     if precision not in BITS: raise LLMError(
         f"There is no precision {precision!r}. Use one of {', '.join(BITS)}.")
     if BITS[precision] > 8: return None
+    import_bitsandbytes()
     how = dict(load_in_8bit=True) if precision == "int8" else dict(
         load_in_4bit=True, bnb_4bit_quant_type=precision, bnb_4bit_compute_dtype=torch.bfloat16)
     return BitsAndBytesConfig(**how, llm_int8_enable_fp32_cpu_offload=offload)
