@@ -217,3 +217,10 @@ def test_make_gpu_takes_the_locked_version_from_the_authors_index():
 def test_llama_cpp_says_what_it_calculates_on(here):
     found = line(here[0], "llama.cpp")
     assert "xllamacpp 20" in found["saw"] and found["status"] in ("ok", "warning")
+
+
+def test_the_front_page_and_the_doctor_agree_on_the_disk():
+    from mlcourse.assets import disk_needed
+    from mlcourse.doctor import WRITTEN_GB
+    said = int(re.search(r"some (\d+) GB more", (ROOT / "README.md").read_text("utf-8"))[1])
+    assert abs(said - disk_needed() / 1e9 - WRITTEN_GB) < 5
