@@ -30,13 +30,21 @@ unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup hooks browser course course-once docs lab test test-fast test-slow rehearse tidy clean
+.PHONY: help setup gpu hooks browser course course-once docs lab test test-fast test-slow rehearse tidy clean
 
 help:  ## This list
 	@echo "Usage: make TARGET [TIER=tiny|12gb|16gb] [JOBS=1] [RESUME=1]"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP) hooks  ## Install everything into .venv: once, 7 GB on disk, as PyTorch brings CUDA along
+
+# The author's index has the same versions as PyPI, built for CUDA; its own packages only, so nothing else is resolved there.
+XLLAMACPP_CUDA := https://xorbitsai.github.io/xllamacpp/whl/cu132
+
+gpu: setup  ## Put llama.cpp's build for CUDA in the place of the one for processors; setup leaves it there
+	@version=$$($(PYTHON) -c 'from importlib.metadata import version; print(version("xllamacpp").split("+")[0])'); \
+	$(UV) pip install --python $(PYTHON) --no-deps --reinstall --index-url $(XLLAMACPP_CUDA) "xllamacpp==$$version"
+	@$(PYTHON) -c 'from mlcourse.doctor import llama_cpp_facts; print("llama.cpp:", *llama_cpp_facts()["cards"] or ["no card"])'
 
 course: setup  ## Run the whole course and print its report card (RESUME=1 goes on where it stopped)
 	@$(BIN)/mlcourse run --tier $(TIER) --out _run/$(TIER) --jobs $(JOBS) $(if $(filter-out 0 no,$(RESUME)),--resume)
@@ -88,7 +96,7 @@ $(STAMP): uv.lock pyproject.toml settings.ini setup.py | $(filter .uv/%,$(UV))
 	@if [ -e $@ ]; then mv $@ .make/stamp; else \
 		if [ -e $(VENV)/pyvenv.cfg ]; then rm -rf $(VENV); fi; \
 		echo "Setting up in $(VENV), once: up to 4 GB to download, 7 GB on disk (PyTorch comes with CUDA)."; fi
-	@$(UV) sync --locked --extra all --extra dev --compile-bytecode || { code=$$?; \
+	@$(UV) sync --locked --inexact --extra all --extra dev --compile-bytecode || { code=$$?; \
 		if [ $$code -le 128 ] && [ -e .make/stamp ]; then mv .make/stamp $@; fi; \
 		echo "The set-up failed; the lines above say why. With that mended, the same command goes on." >&2; exit $$code; }
 	@pwd -P > $@ && rm -f .make/stamp

@@ -4,22 +4,22 @@
 
 # %% ../nbs/week1/01_environment.ipynb #a00fb42a
 from __future__ import annotations
-import contextlib, json, os, platform, re, shutil, subprocess, sys, threading, time
+import contextlib, json, os, platform, re, shutil, subprocess, sys, sysconfig, threading, time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from .assets import http_client
-from .course import command
+from .assets import disk_needed, http_client
+from .course import command, find_course
 from .files import CourseError, cache_dir
 from .tier import MIN_MIB, WSL_SMI, Card, Choice, find_cards, resolve
 
 # %% auto #0
-__all__ = ['MARK', 'WITNESSES', 'CHECKS', 'INSTALL', 'MIN_DRIVER', 'MODELS', 'NF4_BITS', 'STYLES', 'Reply', 'ask', 'stop_tree',
-           'later', 'torch_facts', 'bitsandbytes_facts', 'flash_facts', 'testify', 'ask_torch', 'ask_driver', 'ask_hub',
-           'Facts', 'free_gib', 'download_folders', 'nvidia_on_bus', 'probe', 'Finding', 'check', 'judge',
-           'check_python', 'check_system', 'check_memory', 'check_disk', 'major', 'check_driver', 'check_card',
-           'check_capability', 'check_torch', 'check_cuda', 'check_bitsandbytes', 'check_attention',
-           'check_build_tools', 'check_hub', 'check_programs', 'Model', 'model', 'need_gib', 'fits', 'usable_tier',
-           'report', 'render', 'main']
+__all__ = ['MARK', 'WITNESSES', 'PROGRAMS', 'CHECKS', 'INSTALL', 'WRITTEN_GB', 'MIN_DRIVER', 'MODELS', 'NF4_BITS', 'STYLES',
+           'Reply', 'ask', 'stop_tree', 'later', 'torch_facts', 'bitsandbytes_facts', 'flash_facts', 'llama_cpp_facts',
+           'testify', 'ask_torch', 'ask_driver', 'ask_hub', 'Facts', 'free_gib', 'disk_folders', 'nvidia_on_bus',
+           'probe', 'Finding', 'check', 'judge', 'check_python', 'check_system', 'check_memory', 'check_disk', 'major',
+           'check_driver', 'check_card', 'check_capability', 'check_torch', 'check_cuda', 'check_bitsandbytes',
+           'check_attention', 'check_llama_cpp', 'check_build_tools', 'check_hub', 'check_programs', 'Model', 'model',
+           'need_gib', 'fits', 'usable_tier', 'report', 'render', 'main']
 
 # %% ../nbs/week1/01_environment.ipynb #d731bbc8
 @dataclass(frozen=True)
@@ -110,7 +110,16 @@ def flash_facts() -> dict:   # the version
     import flash_attn
     return dict(version=flash_attn.__version__)
 
-WITNESSES = dict(torch=torch_facts, bitsandbytes=bitsandbytes_facts, flash_attn=flash_facts)
+def llama_cpp_facts() -> dict:   # version, and the cards that it can calculate on
+    "Which devices llama.cpp sees."
+    import xllamacpp
+    from importlib.metadata import version
+    found = xllamacpp.get_device_info()
+    cards = [d["description"] for d in found if d["type"].name.endswith("GPU")]
+    return dict(version=version("xllamacpp"), cards=cards)
+
+WITNESSES = dict(torch=torch_facts, bitsandbytes=bitsandbytes_facts, flash_attn=flash_facts,
+                 llama_cpp=llama_cpp_facts)
 
 def testify():
     "Ask every witness in turn and print its facts, or its exception, as a line. For a child."
@@ -182,9 +191,11 @@ class Facts:
         version="0.50.2", device="cpu", bits=4.5, bits_double=4.13, error=0.092))
     flash_attn: dict = field(default_factory=lambda: dict(
         error="ModuleNotFoundError: No module named 'flash_attn'"))
+    llama_cpp: dict = field(default_factory=lambda: dict(version="2026.10.11549", cards=[]))
     hub: dict = field(default_factory=lambda: dict(
         endpoint="https://huggingface.co", state="reachable"))
-    programs: tuple[str, ...] = ()                 # of those that some lessons can use
+    programs: tuple[str, ...] = ("make", "gcc")    # of those that some lessons can use
+    headers: bool = True                           # Python's, for what is compiled
 
     @property
     def wsl(self) -> bool: return "microsoft" in self.kernel.lower()
@@ -194,6 +205,8 @@ class Facts:
     @property
     def torch_has_card(self) -> bool: return bool(self.torch.get("available"))   # calculated there
 
+PROGRAMS = ("make", "gcc", "nvcc", "ninja", "ollama", "ffmpeg")
+
 def free_gib(folder:Path) -> float:   # GiB; nothing where it cannot be written
     "Free space where `folder` is, or would be made."
     folder = folder.absolute()
@@ -201,13 +214,14 @@ def free_gib(folder:Path) -> float:   # GiB; nothing where it cannot be written
     if not (folder.is_dir() and os.access(folder, os.W_OK)): return 0.0
     return shutil.disk_usage(folder).free / 2**30
 
-def download_folders() -> list[Path]:   # the course's cache, and that of the hub's client
-    "Where downloads go."
+def disk_folders() -> list[Path]:   # the course's cache, that of the hub's client, and the course
+    "Where downloads and results go."
     said = os.environ.get
     try: ours = cache_dir()
     except CourseError: ours = said("MLCOURSE_CACHE") or "~/.cache"   # the check will say so
     home = said("HF_HOME") or Path(said("XDG_CACHE_HOME") or "~/.cache")/"huggingface"
-    return [Path(p).expanduser() for p in (ours, said("HF_HUB_CACHE") or Path(home)/"hub")]
+    folders = [ours, said("HF_HUB_CACHE") or Path(home)/"hub", find_course()]
+    return [Path(p).expanduser() for p in folders if p]
 
 def nvidia_on_bus() -> bool:
     "Is there an NVIDIA display device on the PCI bus, whether or not a driver runs it?"
@@ -228,10 +242,10 @@ def probe(timeout:float=120,  # seconds that torch and bitsandbytes get to answe
     if hasattr(os, "sched_getaffinity"): cores = len(os.sched_getaffinity(0))
     return Facts(python=sys.version_info[:2], system=platform.system(), kernel=platform.release(),
                  cores=cores, ram_gib=memory.total / 2**30, ram_free_gib=memory.available / 2**30,
-                 disks={str(d): free_gib(d) for d in download_folders()}, **gpu, **said,
+                 disks={str(d): free_gib(d) for d in disk_folders()}, **gpu, **said,
                  nvidia_on_bus=nvidia_on_bus(), visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
-                 programs=tuple(filter(shutil.which, ("nvcc", "ninja", "ollama", "ffmpeg"))),
-                 hub=hub(5))
+                 programs=tuple(filter(shutil.which, PROGRAMS)), hub=hub(5),
+                 headers=(Path(sysconfig.get_paths()["include"])/"Python.h").is_file())
 
 # %% ../nbs/week1/01_environment.ipynb #f749b106
 @dataclass(frozen=True)
@@ -290,6 +304,8 @@ def check_memory(f:Facts) -> Finding:
     else: return Finding("memory", "ok", saw)
     return Finding("memory", "warning", saw, more)
 
+WRITTEN_GB = 75   # by the lessons of tier 12gb at once, most of it by week2/05_ship (estimate)
+
 @check
 def check_disk(f:Facts) -> Finding:
     "Room for downloads and outputs?"
@@ -297,9 +313,12 @@ def check_disk(f:Facts) -> Finding:
     saw = f"{free:.0f} GiB free in {folder}" if free else f"{folder} cannot be written"
     more = "Free some space, or point MLCOURSE_CACHE and HF_HOME to a larger disk of yours."
     if free < 1: return Finding("disk", "fault", saw, more, vital=True)
-    need = 60 if f.cards else 5   # estimates
-    if free < need:
-        return Finding("disk", "warning", f"{saw}; all downloads together need about {need}", more)
+    load_gb = disk_needed() / 1e9
+    if not f.cards and free < 5:   # an estimate
+        return Finding("disk", "warning", f"{saw}; tier tiny wants about 5", more)
+    if f.cards and free * 2**30 / 1e9 < load_gb + WRITTEN_GB:
+        return Finding("disk", "warning", f"{saw}; tier 12gb downloads {load_gb:.0f} GB and writes "
+                       f"about {WRITTEN_GB}", more)
     return Finding("disk", "ok", saw)
 
 # %% ../nbs/week1/01_environment.ipynb #5e2277f0
@@ -421,8 +440,25 @@ def check_attention(f:Facts) -> Finding:
                    "Run `uv pip uninstall flash-attn`; SDPA then does its work.")
 
 @check
+def check_llama_cpp(f:Facts) -> Finding:
+    "Which devices llama.cpp calculates on."
+    def finding(status, saw, remedy=""): return Finding("llama.cpp", status, saw, remedy)
+    error = f.llama_cpp.get("error")
+    if error: return finding("warning", error, f"{INSTALL} Until then no GGUF is served.")
+    where = ", ".join(f.llama_cpp["cards"]) or "the processor"
+    saw = f"xllamacpp {f.llama_cpp['version']} on {where}"
+    if f.card and not f.llama_cpp["cards"]:
+        return finding("warning", f"{saw}: PyPI's build has no CUDA", "Run `make gpu` in the "
+                       "course's folder for its author's build with CUDA.")
+    return finding("ok", saw)
+
+@check
 def check_build_tools(f:Facts) -> Finding:
-    "Only for those who compile CUDA code."
+    "What compiles Triton's kernels on a card, and CUDA code of your own."
+    lost = [n for n in ("make", "gcc") if n not in f.programs] + ["Python.h"] * (not f.headers)
+    if lost and f.card: return Finding(
+        "build tools", "warning", f"{' and '.join(lost)} not found; Triton compiles its kernels "
+        "with gcc and Python's headers", "Ubuntu: `sudo apt install build-essential python3-dev`.")
     found = " and ".join(n for n in ("nvcc", "ninja") if n in f.programs) or "none"
     return Finding("build tools", "ok", f"{found} found; only for CUDA code such as flash-attn")
 

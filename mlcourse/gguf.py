@@ -49,6 +49,8 @@ def merge(base:str|Path,       # folder of the model, in 16 or 32 bits, that the
     _known("dtype", dtype, DTYPES)
     if not (adapter/"adapter_config.json").is_file():
         raise GGUFError(f"{adapter} holds no adapter_config.json, so it is no adapter.")
+    need = sum(f.stat().st_size for f in base.glob("*.safetensors"))   # it is held as a whole
+    _check_memory(need * (2 if dtype == "fp32" else 1))
     tmp = out.with_name(out.name + ".tmp")
     shutil.rmtree(tmp, ignore_errors=True)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=DTYPES[dtype])
@@ -61,6 +63,14 @@ def merge(base:str|Path,       # folder of the model, in 16 or 32 bits, that the
     shutil.rmtree(out, ignore_errors=True)
     tmp.replace(out)
     return out
+
+def _check_memory(need:int) -> None:   # bytes
+    import psutil
+    free = psutil.virtual_memory().available + psutil.swap_memory().free
+    if need > free: raise GGUFError(
+        f"The merge holds the model in memory: {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are "
+        "free, swap included. Close other programs, add swap (under WSL2 in .wslconfig), or ship "
+        "the adapter alone.")
 
 def check_folder(folder:str|Path) -> Path:   # `folder`
     "Refuse what is no folder of plain weights. Raises `GGUFError`."
@@ -344,22 +354,20 @@ def tokenize(engine:OpenAIEngine, text:str) -> list[int]:
 # %% ../nbs/week2/05_ship.ipynb #91440367
 def next_logprobs(engine:OpenAIEngine,   # of `llama_cpp`
                   ids:list[int],         # token ids of a text
-                  n_probs:int=200,       # tokens to ask for, the likeliest; all if too few
                   start:int=1,           # the first position to ask for
                  ) -> list[float]:       # nats: the log-probability of each token from `start` on
     "What llama.cpp expects at every position of a text, given those before. Raises `LLMError`."
-    # the server holds back what it knows after half a character: an `a` is always a whole one
-    options = dict(n_predict=1, temperature=-1, cache_prompt=True,
-                   logit_bias=[[tokenize(engine, "a")[0], 1e4]])
-    def top(i, n):
-        told = _post(engine, "completion", prompt=ids[:i], n_probs=n, **options)
-        if not told.get("completion_probabilities"):
-            raise LLMError(f"llama.cpp gave no probabilities at {i}. Take another text.")
-        best = told["completion_probabilities"][0]["top_logprobs"]
-        return {t["id"]: t["logprob"] for t in best}
+    options = dict(n_predict=1, temperature=-1, cache_prompt=True)
+    def told(i, chosen, n):   # of the token that it is made to choose, and `n` likely ones
+        reply = _post(engine, "completion", prompt=ids[:i], n_probs=n,
+                      logit_bias=[[chosen, 1e4]], **options)
+        return (reply.get("completion_probabilities") or [None])[0]
     def of_true(i):
-        told = top(i, n_probs)
-        return told[ids[i]] if ids[i] in told else top(i, 2**20)[ids[i]]
+        if found := told(i, ids[i], 1): return found["logprob"]
+        # the server says nothing after half a character, so it is made to say an `a`
+        if not (found := told(i, tokenize(engine, "a")[0], 2**20)):
+            raise LLMError(f"llama.cpp gave no probabilities at {i}. Take another text.")
+        return next(t["logprob"] for t in found["top_logprobs"] if t["id"] == ids[i])
     return [of_true(i) for i in range(start, len(ids))]
 
 @torch.inference_mode()
@@ -388,10 +396,14 @@ CONTENT = "{{ .Content }}"   # where Ollama puts the words of a message
 def go_template(tok,                     # a tokenizer with a chat template
                ) -> tuple[str, str]:     # the template, and its own system message
     "The chat template in Ollama's language. Raises `GGUFError` if it is no plain list of turns."
+    from jinja2 import TemplateError
     bos = _bos(tok)   # Ollama adds it by itself
     def text(*contents, roles=("system", "user", "assistant", "user"), prompt=False):
         turns = [dict(role=r, content=c) for r, c in zip(roles, contents)]
-        whole = tok.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
+        try: whole = tok.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
+        except TemplateError as e:
+            raise GGUFError(f"This model's chat template refuses a system message: {e}. "
+                            "Write TEMPLATE by hand.") from e
         return turns, whole.removeprefix(bos)
     marks = ("Mark-S", "Mark-U", "Mark-A", "Mark-V")
     two, three, four = (text(*marks[:n])[1] for n in (2, 3, 4))

@@ -16,11 +16,12 @@ import mlcourse
 from .chat_data import DataError, Rejected, iter_pairs, read_pairs, write_jsonl
 from .files import derived, digest, write_atomic, write_json
 from .privacy import UNSPACED, scrub
+from .templates import fold_system
 
 # %% auto #0
 __all__ = ['EVENTS', 'TASK', 'LOG_FORMATS', 'NOISE', 'HOSTS', 'USERS', 'SERVICES', 'ORDINARY', 'parse_record', 'make_logs',
            'pair', 'from_logs', 'shingles', 'jaccard', 'Seen', 'common_shingles', 'question', 'side', 'leaks', 'Report',
-           'prepare', 'data_card', 'general_pairs', 'course_data', 'fold_system', 'encode_pair']
+           'prepare', 'data_card', 'general_pairs', 'course_data', 'encode_pair']
 
 # %% ../nbs/week2/01_instruction_data.ipynb #c8dc127d
 EVENTS = ("login_failed", "session", "out_of_memory", "disk_full", "restart", "timeout")
@@ -377,17 +378,6 @@ def course_data(lines:int=700,         # log lines to begin with
         (folder/"raw.jsonl").unlink()
     key = f"6 {lines} {dev_share} {seed} {rehearsals} {digest(ORDINARY)}"
     return derived("log-records", build, key)
-
-# %% ../nbs/week2/01_instruction_data.ipynb #53b56d22
-def fold_system(tok, messages:list[dict]) -> list[dict]:   # the same, if the template takes them
-    "A system message that a template refuses (Gemma) or loses (Mistral) joins the first question."
-    from jinja2 import TemplateError
-    system, *turns = messages
-    if system["role"] != "system" or not turns: return messages
-    try: text = tok.apply_chat_template(messages, tokenize=False)
-    except TemplateError: text = ""
-    if system["content"].strip() in text: return messages
-    return [{**turns[0], "content": f"{system['content']}\n\n{turns[0]['content']}"}, *turns[1:]]
 
 # %% ../nbs/week2/01_instruction_data.ipynb #89e25b39
 def encode_pair(tok,                           # a tokenizer with a chat template

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
+from unittest.mock import patch
 
 import torch
 import typer
@@ -17,13 +18,14 @@ from torch import Tensor
 from .assets import ASSETS, STANDINS, fetch, find_asset, http_client
 from .course import command
 from .files import CourseError, derived
+from .templates import fold_system
 from .tier import choose
 
 # %% auto #0
-__all__ = ['FACTS', 'BITS', 'TURNS', 'score_facts', 'LLMError', 'quiet_libraries', 'model_path', 'weight_bytes', 'quantization',
-           'unload', 'free_bytes', 'spread_layers', 'load', 'encode', 'generate', 'stop_ids', 'next_token_probs',
-           'sampler', 'stream_text', 'Reply', 'TransformersEngine', 'perplexity', 'OpenAIEngine', 'llama_cpp',
-           'served_gguf', 'talk']
+__all__ = ['FACTS', 'BITS', 'SMALL', 'TURNS', 'score_facts', 'LLMError', 'quiet_libraries', 'import_bitsandbytes', 'model_path',
+           'weight_bytes', 'quantization', 'unload', 'free_bytes', 'spread_layers', 'load', 'encode', 'generate',
+           'stop_ids', 'next_token_probs', 'sampler', 'stream_text', 'Reply', 'TransformersEngine', 'perplexity',
+           'OpenAIEngine', 'llama_cpp', 'served_gguf', 'talk']
 
 # %% ../nbs/week1/03_hello_llm.ipynb #ef8fba52
 FACTS = (   # question, words that count as a right answer
@@ -61,12 +63,17 @@ def quiet_libraries():
     loud = "bitsandbytes.autograd._functions bitsandbytes.backends.cpu.ops accelerate.big_modeling"
     for name in loud.split(): logging.getLogger(name).setLevel(logging.ERROR)
 
+def import_bitsandbytes():
+    "bitsandbytes, without torch's compiler: seconds of imports for a device without kernels."
+    with patch.dict(os.environ, TORCHDYNAMO_DISABLE="1"):
+        import bitsandbytes.functional
+    return bitsandbytes
+
 def _unpack_gguf(gguf:Path, folder:Path):
     "Write the stand-in's weights, in bf16, and its tokenizer as an ordinary model folder."
     import gguf as reader
     from functools import lru_cache
     from tokenizers import pre_tokenizers as split
-    from unittest.mock import patch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     print(f"Unpacking {gguf.name} to bf16. This happens once, and takes about 20 seconds.")
     source = dict(pretrained_model_name_or_path=str(gguf.parent), gguf_file=gguf.name)
@@ -125,6 +132,7 @@ def quantization(precision:str,       # a key of `BITS`
     if precision not in BITS: raise LLMError(
         f"There is no precision {precision!r}. Use one of {', '.join(BITS)}.")
     if BITS[precision] > 8: return None
+    import_bitsandbytes()
     how = dict(load_in_8bit=True) if precision == "int8" else dict(
         load_in_4bit=True, bnb_4bit_quant_type=precision, bnb_4bit_compute_dtype=torch.bfloat16)
     return BitsAndBytesConfig(**how, llm_int8_enable_fp32_cpu_offload=offload)
@@ -195,6 +203,7 @@ def encode(tok, messages:list[dict]|str,  # chat messages, or the user's words
           ) -> Tensor:                    # token ids, shape (1, tokens)
     "The prompt's token ids, by the model's chat template, with the assistant's turn opened."
     if isinstance(messages, str): messages = [dict(role="user", content=messages)]
+    messages = fold_system(tok, messages)   # Gemma's template, for one, refuses a system message
     return tok.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt",
                                    return_dict=True)["input_ids"].to(device)
 
@@ -409,11 +418,22 @@ def llama_cpp(gguf:str|Path,        # a GGUF file
     params.model.path, params.model_alias = str(gguf), {gguf.stem}
     params.n_ctx, params.n_gpu_layers, params.n_parallel = context, gpu_layers, 1
     params.port, params.verbosity = 0, 0
+    _set_threads(params, gguf)
     try: server = xllamacpp.Server(params)
     except Exception as e: raise LLMError(
         f"llama.cpp cannot load {gguf.name}: {e}. Is it a whole GGUF file?") from e
     try: yield OpenAIEngine(f"{server.listening_address}/v1", gguf.stem, "llama.cpp")
     finally: del server
+
+SMALL = 10**9   # bytes: a token of a smaller model is too little work to share
+
+def _set_threads(params, gguf:Path):
+    "Let waiting threads sleep: llama.cpp's spin, and starve whatever else runs here."
+    import psutil
+    cores = psutil.cpu_count(logical=False) or 1
+    for threads, n in ((params.cpuparams, 1 if gguf.stat().st_size < SMALL else cores),
+                       (params.cpuparams_batch, cores)):
+        threads.n_threads, threads.poll = n, 0
 
 def _to_q8_0(source:Path, target:Path):
     "Copy a GGUF file with its matrices in Q8_0."

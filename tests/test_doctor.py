@@ -204,3 +204,23 @@ def test_import_is_light():
 def test_command(tmp_path):
     said, code, _ = doctor(tmp_path, cli=True, PYTHONPATH=fake_torch(tmp_path, BROKEN))
     assert code == 1 and line(said, "torch")["status"] == "fault"
+
+
+def test_make_gpu_takes_the_locked_version_from_the_authors_index():
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    recipe = text.split("\ngpu: setup")[1].split("\n\n")[0]
+    assert "--no-deps --reinstall --index-url $(XLLAMACPP_CUDA)" in recipe
+    assert '"xllamacpp==$$version"' in recipe
+    assert "sync --locked --inexact" in text   # or the next setup would undo it
+
+
+def test_llama_cpp_says_what_it_calculates_on(here):
+    found = line(here[0], "llama.cpp")
+    assert "xllamacpp 20" in found["saw"] and found["status"] in ("ok", "warning")
+
+
+def test_the_front_page_and_the_doctor_agree_on_the_disk():
+    from mlcourse.assets import disk_needed
+    from mlcourse.doctor import WRITTEN_GB
+    said = int(re.search(r"some (\d+) GB more", (ROOT / "README.md").read_text("utf-8"))[1])
+    assert abs(said - disk_needed() / 1e9 - WRITTEN_GB) < 5

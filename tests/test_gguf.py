@@ -174,7 +174,7 @@ def test_a_full_disk_keeps_what_is_written(model, tmp_path, monkeypatch):
     assert len(again) == len(tensors_of(tmp_path/"m.gguf")) - 2
 
 
-def test_merge_and_its_refusals(model, tmp_path):
+def test_merge_and_its_refusals(model, tmp_path, monkeypatch):
     from peft import LoraConfig, PeftModel, get_peft_model
     def base(): return LlamaForCausalLM.from_pretrained(model)
     lora = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
@@ -190,6 +190,11 @@ def test_merge_and_its_refusals(model, tmp_path):
     with said("Merge it first"): export.export_gguf(tmp_path/"adapter", tmp_path/"x.gguf")
     other = tiny_llama(tmp_path/"other", width=32)
     with said("cannot be merged"): export.merge(other, tmp_path/"adapter", tmp_path/"x")
+    little = SimpleNamespace(available=1000, free=500)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: little)
+    monkeypatch.setattr("psutil.swap_memory", lambda: little)
+    with said("0.0 GB are free, swap included"):
+        export.merge(model, tmp_path/"adapter", tmp_path/"x")
     assert not (tmp_path/"x").exists()
 
 
@@ -217,6 +222,13 @@ def test_a_template_with_a_default_system_message_and_llama3s_form():
     with said("by hand"): export.go_template(tok)
 
 
+def test_a_template_that_refuses_a_system_message_is_named():
+    from transformers import AutoTokenizer
+    from mlcourse.hub import thin_model
+    gemma = AutoTokenizer.from_pretrained(thin_model("google/gemma-7b-it"))
+    with said("refuses a system message"): export.go_template(gemma)
+
+
 # ---------------------------------------------------------------- llama.cpp and processes
 
 @pytest.mark.slow
@@ -228,7 +240,7 @@ def test_llama_cpp_agrees_at_every_position(tmp_path, rope):
     path = export.export_gguf(folder, tmp_path/"m.gguf", "f32")
     ids = np.random.default_rng(0).integers(0, 256, 150).tolist()
     ours = export.reference_logprobs(LlamaForCausalLM.from_pretrained(folder), ids)
-    with llama_cpp(path, 256, 0) as engine: theirs = export.next_logprobs(engine, ids, 300)
+    with llama_cpp(path, 256, 0) as engine: theirs = export.next_logprobs(engine, ids)
     assert np.abs(np.array(ours) - np.array(theirs)).max() < 0.05
 
 

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 
 from mlcourse import llm
@@ -24,3 +26,21 @@ def test_served_copy_differs_in_its_type_alone():
 def test_only_a_chat_model_is_loaded(name):
     says = "There is no model .* Use one of .*smollm2-135m-instruct"
     with pytest.raises(llm.LLMError, match=says): llm.model_path(name)
+
+
+@pytest.mark.parametrize("size, writes_on", [(10**8, 1), (5 * 10**9, 4)])
+def test_small_models_write_on_one_thread(size, writes_on, tmp_path, monkeypatch):
+    monkeypatch.setattr("psutil.cpu_count", lambda logical: 4)
+    with (tmp_path / "m.gguf").open("wb") as f: f.truncate(size)
+    params = SimpleNamespace(cpuparams=SimpleNamespace(), cpuparams_batch=SimpleNamespace())
+    llm._set_threads(params, tmp_path / "m.gguf")
+    assert vars(params.cpuparams) == dict(n_threads=writes_on, poll=0)
+    assert vars(params.cpuparams_batch) == dict(n_threads=4, poll=0)
+
+
+def test_a_question_that_is_too_long_is_refused_without_weights():
+    from transformers import AutoTokenizer
+    model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=64), device="cpu")
+    tok = AutoTokenizer.from_pretrained(llm.model_path(STANDINS["chat"]))
+    with pytest.raises(llm.LLMError, match="context is 64"):
+        llm.TransformersEngine(model, tok).chat("word " * 64)
