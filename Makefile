@@ -64,7 +64,7 @@ test-fast: setup  ## Static checks and unit tests, under 2 minutes
 test-slow: setup browser  ## Tests of the last run on tiny, its servers and its site, which it builds
 	@$(MAKE) --no-print-directory docs TIER=tiny
 	@echo "Tests of the course, its servers and its site:"
-	@$(PYTHON) -m pytest -m slow
+	@MLCOURSE_SITE=_docs $(PYTHON) -m pytest -m slow
 
 rehearse: setup  ## Run the lessons' 12 GB column on this processor, with thin models from a hub on this machine
 	@$(PYTHON) -m pytest -m rehearsal
