@@ -12,7 +12,7 @@ from types import GenericAlias
 from .assets import ASSETS
 from .course import (MACHINERY, PARTS, Lesson, course_root, directive, lessons,
                              read_notebook, reading_order, settings)
-from .files import CourseError, duration, markdown_table
+from .files import CourseError, markdown_table
 from .run import ANSI, summary, tables
 
 # %% auto #0
@@ -337,7 +337,8 @@ def run_day(report:dict) -> str:   # such as `28 November 2026`
 
 def run_line(report:dict) -> str:   # one sentence
     "Say of a whole run what a page's foot says."
-    return f"Ran on tier {report['tier']} on {run_day(report)}, in {duration(report['seconds'])}."
+    when = f"on tier {report['tier']} on {run_day(report)}"
+    return f"The course ran {when}, in {report['seconds']:,.0f} seconds."
 
 def run_note(entry:dict|None, report:dict, url:str) -> str:   # Markdown
     "Say how a page's numbers came about, from the report's entry: None for one that was not run."
@@ -356,7 +357,7 @@ def report_page(report:dict) -> str:   # with front matter
     def link(cell): return re.sub(r"^nbs/(.+)\.ipynb$", r"[\1](\1.ipynb)", str(cell))
     cards = ", ".join(c["name"] for c in report["machine"]["cards"]) or "none"
     parts = [_head("Report card", "What the run that made this site measured, and where."),
-             f"{summary(report)} {run_line(report)} Commit `{report['commit']}`."]
+             f"{summary(report)} It began on {run_day(report)}, at commit `{report['commit']}`."]
     extra = [("Machine", ["part", "this run"], (report["machine"] | {"cards": cards}).items()),
              ("Versions", ["package", "version"], report["versions"].items())]
     for title, head, rows in tables(report) + extra:
