@@ -181,7 +181,9 @@ NOTES = r"""() => {
         know: all('details.how-we-know').map(e => e.open),
         links: all('#quarto-sidebar a[href]').map(e => e.href.split('#')[0]),
         visible: all('#quarto-sidebar .sidebar-link').filter(e => e.getClientRects().length).length,
-        kinds: [...new Set(all('body *').map(e => [e.tagName, ...e.classList].sort().join('.')))],
+        size: all('body *').length,
+        kinds: [...new Set(all('body *')
+            .map(e => [e.tagName, ...e.classList].sort().join('.').replace(/\d+/g, '')))],
     }; }"""
 
 
@@ -356,13 +358,13 @@ def test_dark_mode_follows_the_system_toggles_and_stays(visit):
 
 
 def representatives(tour) -> list[str]:
-    "So few pages that every kind of element stands on one of them: tag and classes say what it is."
+    "Few and small pages that show each folder and each kind of element, by its tag and classes."
     if os.environ.get("MLCOURSE_AXE") == "all": return list(tour.pages)
-    kinds = {path: set(notes["kinds"]) for path, notes in tour.pages.items()}
+    def place(path): return re.sub(r"\d|/.*(?=_more)|/.*", "", path)   # week, week_more, reference
+    kinds = {path: {place(path), *notes["kinds"]} for path, notes in tour.pages.items()}
     missing, chosen = set().union(*kinds.values()), []
-    size = {path: len(notes["text"]) for path, notes in tour.pages.items()}
     while missing:
-        chosen.append(max(kinds, key=lambda p: (len(kinds[p] & missing), -size[p])))
+        chosen.append(max(kinds, key=lambda p: len(kinds[p] & missing) / tour.pages[p]["size"]))
         missing -= kinds[chosen[-1]]
     return chosen
 
