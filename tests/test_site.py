@@ -533,6 +533,17 @@ def awkward(engine, tmp_path_factory):
 
 
 @slow
+def test_staged_outputs_are_lines_and_labels_are_gone(awkward):
+    "Quarto drops text that is one string, and numbers a figure that has a label and no caption."
+    cells = json.loads((awkward.parent/"stage/lib/01_tier.ipynb").read_text())["cells"]
+    outputs = [out for cell in cells for out in cell.get("outputs", [])]
+    texts = [out["text"] for out in outputs if "text" in out]
+    texts += [v for out in outputs for k, v in out.get("data", {}).items() if k.startswith("text/")]
+    assert len(texts) > 4 and all(isinstance(text, list) for text in texts), texts
+    assert not [cell for cell in cells if "fig-x" in "".join(cell["source"])]
+
+
+@slow
 def test_a_failed_notebook_with_awkward_outputs_is_a_clean_page(chromium, awkward):
     with serving(awkward) as server:
         v = Visitor(chromium, server, viewport=PHONE, color_scheme="dark")
