@@ -150,7 +150,8 @@ def lessons(root:Path|None=None,  # the checkout; found when None
     return [read_lesson(p, nbs) for p in paths if p.exists()]
 
 # %% ../nbs/lib/02_course.ipynb #b07f4b68
-def command(path:str):   # what one types behind `mlcourse`; two words are a command in a group
+def command(path:str,   # what one types behind `mlcourse`; two words are a command in a group
+           ):
     "Mark a function as a command: its comments become the help, what it returns the exit code."
     def mark(fn):
         fn.command = path

@@ -42,11 +42,15 @@ def box(text:str, colour:str=COLOURS[0]):   # a part: an `OffsetBox` of matplotl
     frame = dict(facecolor=colour, edgecolor="none", boxstyle="round,pad=0,rounding_size=6")
     return PaddedBox(_words(text, 10, _readable(colour)), pad=7, draw_frame=True, patch_attrs=frame)
 
-def row(*parts, gap:float=18, align:str="center"):   # points; or top, bottom
+def row(*parts, gap:float=18,   # in points
+        align:str="center",     # or top, bottom
+       ):
     "Parts, or bare words, side by side."
     return HPacker(children=[_words(p) for p in parts], align=align, pad=0, sep=gap)
 
-def column(*parts, gap:float=18, align:str="center"):   # points; or left, right
+def column(*parts, gap:float=18,   # in points
+           align:str="center",     # or left, right
+          ):
     "Parts, or bare words, from top to bottom."
     return VPacker(children=[_words(p) for p in parts], align=align, pad=0, sep=gap)
 

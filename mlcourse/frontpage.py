@@ -4,23 +4,29 @@
 
 # %% ../nbs/lib/08_frontpage.ipynb #95381787
 from __future__ import annotations
-import base64, io, os, re
+import base64, html, io, os, re
 from pathlib import Path
 from .course import (MACHINERY, PARTS, Lesson, course_root, directive, lessons, read_cells,
                              reading_order)
 from .files import write_atomic
 
 # %% auto #0
-__all__ = ['weeks', 'figures', 'shrink', 'pictures', 'gallery', 'readme_text', 'readme']
+__all__ = ['weeks', 'figures', 'shrink', 'pictures', 'gallery', 'row_of_pictures', 'readme_text', 'readme']
 
 # %% ../nbs/lib/08_frontpage.ipynb #b16424d9
 def weeks(root:Path|None=None) -> str:   # Markdown, links from `nbs/`
-    "What you build each week: every lesson with its promise."
-    found, blocks = lessons(root), []
+    "What you build each week: every lesson with its promise, and its appendix."
+    found, blocks, planned = lessons(root), [], []
+    appendix = {o.lesson: o for o in found if o.lesson}
+    def link(o): return f"[{o.title}]({o.path.as_posix()})"
+    def line(o):
+        more = f" More: {link(appendix[o.name])}." if o.name in appendix else ""
+        return f"- **{link(o)}** {o.promise}{more}"
     for part in (p for p in reading_order() if p not in MACHINERY):
-        mine = [f"- [{o.title}]({o.path.as_posix()}): {o.promise}" for o in found if o.part == part]
-        planned = "" if mine else " (planned)"
-        blocks.append("\n".join([f"### {PARTS[part]}{planned}", "", *mine]).strip())
+        mine = [line(o) for o in found if o.part == part and not o.lesson]
+        if not mine: planned.append(PARTS[part])
+        else: blocks += [f"### {PARTS[part]}", '<div class="cards">', "\n".join(mine), "</div>"]
+    if planned: blocks.append(f"Planned: {'; '.join(planned)}.")
     return "\n\n".join(blocks)
 
 # %% ../nbs/lib/08_frontpage.ipynb #13ad38a7
@@ -57,11 +63,18 @@ def gallery(root:Path|None=None) -> str:   # Markdown, links from `nbs/`; empty 
     for lesson, cell in figures(root):
         label, alt = (directive(cell["source"], key) for key in ("label", "fig-alt"))
         if (root/f"nbs/images/{label}.png").is_file():
-            link = f"*From [{lesson.title}]({lesson.path.as_posix()}).*"
-            shown.append(f"![{alt}](images/{label}.png)\n\n{link}")
-    return "\n\n".join(shown)
+            link = f"[{lesson.title}]({lesson.path.as_posix()})"
+            shown.append(f"![{alt}](images/{label}.png) {link}")
+    return "\n\n".join(['<div class="gallery">', *shown, "</div>"]) if shown else ""
 
 # %% ../nbs/lib/08_frontpage.ipynb #16fa325b
+def row_of_pictures(markdown:str) -> str:   # HTML, links from the course's root
+    "The pictures of `gallery` for GitHub: small, in a row, each a link to its lesson."
+    found = re.findall(r"^!\[(.+)\]\((\S+)\) \[(.+)\]\((\S+)\)$", markdown, re.M)
+    images = [f'<a href="nbs/{page}" title="{html.escape(title)}"><img src="nbs/{file}" '
+              f'alt="{html.escape(alt)}" width="32%"></a>' for alt, file, title, page in found]
+    return "\n".join(images)
+
 def readme_text(root:Path|None=None) -> str:   # Markdown
     "The README, from the front page: prose and shown code, with links made right for GitHub."
     root = root or course_root()
@@ -70,8 +83,9 @@ def readme_text(root:Path|None=None) -> str:   # Markdown
         source = cell["source"].strip()
         if cell["cell_type"] == "markdown": parts.append(source)
         elif source.endswith("Markdown(weeks())"): parts.append(weeks(root))
-        elif source.endswith("Markdown(gallery())"): parts.append(gallery(root))
+        elif source.endswith("Markdown(gallery())"): parts.append(row_of_pictures(gallery(root)))
         elif not re.search(r"^#\| hide$", source, re.M): parts.append(f"```python\n{source}\n```")
+    parts = [re.sub(r'</?div[^>]*>\n*', "", p).strip() for p in parts]
     def from_root(m): return f"]({os.path.relpath(Path('nbs')/m[1])})"
     text = "\n\n".join(p for p in parts if p)
     return re.sub(r"\]\((?![a-z]+:|#|/)([^)\s]+)\)", from_root, text) + "\n"

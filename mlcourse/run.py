@@ -176,7 +176,8 @@ class Job:
     def pid(self) -> int|None:   # of the kernel, which leads a group of its own
         return getattr(getattr(self.km, "provisioner", None), "pid", None)
 
-    def sample(self):   # note the processes and the memory of this moment
+    def sample(self):
+        "Note the processes and the memory of this moment."
         if self.pid is None: return
         rss = 0
         try: family = [kernel := psutil.Process(self.pid), *kernel.children(recursive=True)]
@@ -186,7 +187,8 @@ class Job:
             with suppress(psutil.Error): rss += p.memory_info().rss   # it may end in this moment
         self.peak_rss = max(self.peak_rss, rss, high_water(self.pid))
 
-    def kill(self):   # the kernel's process group, and whatever left it
+    def kill(self):
+        "Kill the kernel's process group, and whatever left it."
         self.sample()
         if self.pid and hasattr(os, "killpg"):
             with suppress(ProcessLookupError, PermissionError): os.killpg(self.pid, signal.SIGKILL)
@@ -535,7 +537,8 @@ def makers_first(todo:list[Job], outputs:Path) -> list[Job]:   # each after its 
 
 # %% ../nbs/lib/05_run.ipynb #cdee95c8
 @contextmanager
-def signals_to(tell:Callable):  # called with ("stop", signal number)
+def signals_to(tell:Callable,   # called with ("stop", signal number)
+              ):
     "Turn the first Ctrl-C, SIGTERM or SIGHUP into an event; the next one acts as it did before."
     before = {}
     def restore():
@@ -674,7 +677,8 @@ class CourseRun:
             raise CourseError(f"The report in {self.out} could not be written: {e.strerror}. "
                               "What is done is kept; make room and run again with --resume.") from e
 
-    def file(self, job:Job, result:dict):   # take the entry of a job that is done
+    def file(self, job:Job, result:dict):
+        "Take the entry of a job that is done."
         self.results[job.name] = result
         self.bars.done(job, result)
         self.save()

@@ -4,19 +4,22 @@
 
 # %% ../nbs/lib/07_site.ipynb #a05fd8d0
 from __future__ import annotations
-import ast, html, importlib, inspect, json, re, shutil, subprocess
+import ast, html, importlib, inspect, io, json, re, shutil, subprocess, textwrap, tokenize
+from datetime import datetime
 from itertools import groupby
 from pathlib import Path
+from types import GenericAlias
 from .assets import ASSETS
 from .course import (MACHINERY, PARTS, Lesson, course_root, directive, lessons,
                              read_notebook, reading_order, settings)
-from .files import CourseError, duration, markdown_table
+from .files import CourseError, markdown_table
 from .run import ANSI, summary, tables
 
 # %% auto #0
-__all__ = ['SiteError', 'clean_text', 'clean_outputs', 'modules', 'symbols', 'linkify', 'signature', 'parameters', 'entry',
-           'reference_page', 'process', 'run_note', 'report_page', 'site_config', 'stage', 'licences_page', 'mathml',
-           'localize', 'llms_txt', 'render', 'build']
+__all__ = ['SiteError', 'clean_text', 'escape_bars', 'clean_outputs', 'modules', 'is_ours', 'public', 'symbols', 'linkify',
+           'signature', 'docments', 'parameters', 'entry', 'reference_page', 'process', 'run_day', 'run_line',
+           'run_note', 'report_page', 'sidebar', 'site_config', 'stage', 'licences_page', 'mathml', 'fold_know',
+           'box_wide', 'localize', 'llms_txt', 'render', 'build']
 
 # %% ../nbs/lib/07_site.ipynb #9d993db5
 class SiteError(CourseError):
@@ -28,28 +31,46 @@ def clean_text(text:str) -> str:   # what a terminal would show in the end
     lines = ANSI.sub("", text).replace("\r\n", "\n").split("\n")
     return "\n".join(line.rstrip("\r").rsplit("\r", 1)[-1].rstrip() for line in lines)
 
+# %% ../nbs/lib/07_site.ipynb #c739f1bd
+def escape_bars(text:str) -> str:   # Markdown
+    "In tables, write code that holds an escaped bar as HTML, which every renderer reads alike."
+    def as_html(m):
+        code = html.escape(m[1].replace("\\|", "|"), quote=False)
+        return "<code>" + re.sub(r"[^\w\s.,:;&()/-]", lambda c: f"&#{ord(c[0])};", code) + "</code>"
+    lines = text.split("\n")
+    for i, line in enumerate(lines):
+        if line.lstrip().startswith("|"): lines[i] = re.sub(r"`([^`]*\\\|[^`]*)`", as_html, line)
+    return "\n".join(lines)
+
 # %% ../nbs/lib/07_site.ipynb #965d7c6e
 def clean_outputs(outputs:list[dict], alt:str="") -> list[dict]:   # what any page can show
     "Join streams, drop widgets, metric data and colours, and name drawings for screen readers."
     joined, found = [], []
     for out in outputs:
-        if out["output_type"] == "stream" and joined and joined[-1].get("name") == out["name"]:
-            joined[-1]["text"] += out["text"]
+        if out["output_type"] == "stream":
+            out = dict(out, text="".join(out["text"]))
+            same = joined and joined[-1].get("name") == out["name"]
+            if same: joined[-1]["text"] += out["text"]
+            else: joined.append(out)
         else: joined.append(dict(out))
     for out in joined:
         if out["output_type"] == "stream":
-            out["text"] = clean_text(out["text"])
-            if not out["text"].strip(): continue
+            out["text"] = clean_text(out["text"]).splitlines(keepends=True)
+            if not "".join(out["text"]).strip(): continue
         elif out["output_type"] == "error":
             out["traceback"] = [clean_text(line) for line in out["traceback"]]
         else:
-            data = {k: v for k, v in out["data"].items() if not k.startswith("application/")}
+            kinds = [k for k in out["data"] if not k.startswith("application/")]
+            data = {k: "".join(out["data"][k]) for k in kinds}
             if "text/plain" in data: data["text/plain"] = clean_text(data["text/plain"])
             from_rich = data.get("text/html", "").lstrip().startswith('<pre style="white-space:pre')
             if from_rich and data.get("text/plain", "").strip(): del data["text/html"]
             if svg := data.get("image/svg+xml"):
                 label = f'<svg role="img" aria-label="{html.escape(alt)}"'
                 data["image/svg+xml"] = svg.replace("<svg", label, 1)
+            if "text/markdown" in data: data["text/markdown"] = escape_bars(data["text/markdown"])
+            for kind in (k for k in data if k.startswith("text/")):
+                data[kind] = data[kind].splitlines(keepends=True)
             if not data: continue
             out.update(data=data, metadata={})
         found.append(out)
@@ -64,11 +85,20 @@ def modules(root:Path|None=None) -> dict[str, object]:   # by short name, in ord
         except ImportError: found[name] = None
     return found
 
+def is_ours(obj:object) -> bool:   # no alias of another thing, no constant
+    "Say whether a public name is a function or a class."
+    return inspect.isroutine(obj) or (inspect.isclass(obj) and not isinstance(obj, GenericAlias))
+
+def public(mod:object) -> list[str]:   # names; none for a module that was not imported
+    "What the reference shows of a module: functions and classes, then constants; no patterns."
+    names = [n for n in getattr(mod, "__all__", ()) if not isinstance(getattr(mod, n), re.Pattern)]
+    return sorted(names, key=lambda n: not is_ours(getattr(mod, n)))
+
 def symbols(mods:dict[str, object]) -> dict[str, str]:   # name to `reference/tier.qmd#resolve`
     "Index the public names; a name of two modules only in its long form."
     index, shared = {}, set()
     for short, mod in mods.items():
-        for name in getattr(mod, "__all__", ()):
+        for name in public(mod):
             if name in index: shared.add(name)
             page = f"reference/{short}.qmd#{name.lower()}"
             index |= dict.fromkeys([name, f"{short}.{name}", f"mlcourse.{short}.{name}"], page)
@@ -90,8 +120,18 @@ def linkify(text:str, index:dict[str,str], up:str="") -> str:   # `up`, such as 
 class _Raw(str):   # an annotation that prints as it was written
     def __repr__(self): return str(self)
 
+def _stable(value):   # its text, the same in every run: a set has no order of its own
+    if isinstance(value, (set, frozenset)) and value:
+        return "{" + ", ".join(sorted(map(_stable, value))) + "}"
+    if type(value) is dict:
+        return "{" + ", ".join(f"{_stable(k)}: {_stable(v)}" for k, v in value.items()) + "}"
+    if type(value) in (list, tuple) and len(value) > 1:
+        text = ", ".join(map(_stable, value))
+        return f"[{text}]" if type(value) is list else f"({text})"
+    return repr(value)
+
 def _short(value, limit=60):
-    text = repr(value)   # what differs from machine to machine is not shown
+    text = _stable(value)   # what differs from machine to machine is not shown
     return text if len(text) <= limit and not re.search(r" at 0x|Path\('/", text) else "…"
 
 def _annotation(a):   # as text, and the help of a command's option, which may stand in it
@@ -101,6 +141,17 @@ def _annotation(a):   # as text, and the help of a command's option, which may s
     kind, option = ast.parse(text, mode="eval").body.slice.elts[:2]
     said = [k.value for k in option.keywords if k.arg == "help"] + option.args
     return ast.unparse(kind), next((ast.literal_eval(n) for n in said), "")
+
+def _comments(source):   # by line, from Python's own reading: a `#` in a string is none
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
+
+def _head_end(source):   # the line of the colon that closes a function's head
+    depth = 0
+    for t in tokenize.generate_tokens(io.StringIO(source).readline):
+        if t.type != tokenize.OP: continue
+        depth += (t.string in "([{") - (t.string in ")]}")
+        if t.string == ":" and not depth: return t.start[0]
 
 def _head(title, about):   # the front matter of a page
     meta = {"title": title} | ({"description": about} if about else {})
@@ -125,35 +176,62 @@ def signature(name:str, obj:object) -> str:   # one line, or where that is too l
     line = f"{name}({', '.join(parts)}){tail}"
     return line if len(line) <= 84 else f"{name}(\n    " + ",\n    ".join(parts) + f"\n){tail}"
 
+# %% ../nbs/lib/07_site.ipynb #fa39ab30
+def _fields(cls):   # the comments behind the fields of a class, those of its bases first
+    found = {}
+    top = cls.__module__.split(".")[0]
+    for base in (b for b in cls.__mro__[:0:-1] if b.__module__.split(".")[0] == top):
+        found |= docments(base)
+    init = vars(cls).get("__init__")
+    return found | (docments(init) if inspect.isfunction(init) else {})
+
+def docments(obj:object) -> dict[str,str]:   # by parameter or field, and `return`
+    "The comments behind the parameters of a function, or behind the fields of a class."
+    try:
+        source = textwrap.dedent(inspect.getsource(obj))
+        node, said = ast.parse(source).body[0], _comments(source)
+    except (OSError, TypeError, SyntaxError, tokenize.TokenError): return {}
+    if inspect.isclass(obj):
+        fields = [n for n in node.body if isinstance(n, ast.AnnAssign) and n.end_lineno in said]
+        return _fields(obj) | {n.target.id: said[n.end_lineno] for n in fields}
+    if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)): return {}
+    above, a = node.lineno - 1, node.args
+    end = above + _head_end("".join(source.splitlines(keepends=True)[above:]))
+    plain = [*a.posonlyargs, *a.args]
+    defaults = [*zip(plain[::-1], a.defaults[::-1]), *zip(a.kwonlyargs, a.kw_defaults)]
+    ends = {p.arg: p.end_lineno for p in (*plain, a.vararg, *a.kwonlyargs, a.kwarg) if p}
+    ends |= {p.arg: d.end_lineno for p, d in defaults if d}
+    last = {line: name for name, line in ends.items()}   # of several on a line, the last
+    if node.name == "__init__": end = None   # it has no result
+    found = {name: said[line] for line, name in last.items() if line in said and line != end}
+    return found | ({"return": said[end]} if end in said else {})
+
 # %% ../nbs/lib/07_site.ipynb #aac9ecec
 def parameters(obj:object) -> str:   # a table; empty when nothing is said of any parameter
     "Describe the parameters and the result from their docments."
-    from fastcore.docments import docments
-    try: found = docments(obj, full=True)
-    except (OSError, TypeError, SyntaxError): return ""
-    rows, empty = [], inspect.Parameter.empty
-    source = inspect.getsource(obj) if inspect.isfunction(obj) else ""
-    starred = dict(re.findall(r"\*+(\w+)\b[^#\n]*#\s*(.+)$", source, re.M))   # not docmented
-    for name, p in found.items():
-        (anno, help), result = _annotation(p.get("anno")), name == "return"
-        about = p.get("docment") or help or starred.get(name, "")
-        if result and (inspect.isclass(obj) or not (anno or about)): continue
+    try: sig = inspect.signature(obj)
+    except (TypeError, ValueError): return ""
+    said, rows, empty = docments(obj), [], inspect.Parameter.empty
+    for name, p in sig.parameters.items():
         if name in ("self", "cls"): continue
-        has_default = not result and p.get("default", empty) is not empty
-        default = f"`{_short(p['default'])}`" if has_default else ""
-        label = "*returns*" if result else f"`{name}`"
-        rows.append((label, f"`{anno}`" if anno else "", default, about))
+        anno, help = _annotation(p.annotation)
+        default = "" if p.default is empty else f"`{_short(p.default)}`"
+        rows.append((f"`{name}`", f"`{anno}`" if anno else "", default, said.get(name) or help))
+    anno, about = _annotation(sig.return_annotation)[0], said.get("return", "")
+    if not inspect.isclass(obj) and (anno or about):
+        rows.append(("*returns*", f"`{anno}`" if anno else "", "", about))
     if not any(about for *_, about in rows): return ""
     head = ("Parameter", "Type", "Default", "What it is")
     used = [i for i in range(len(head)) if any(row[i] for row in rows)]
-    return markdown_table([head[i] for i in used], [[row[i] for i in used] for row in rows])
+    table = markdown_table([head[i] for i in used], [[row[i] for i in used] for row in rows])
+    return escape_bars(table)
 
 # %% ../nbs/lib/07_site.ipynb #29bba306
 def entry(name:str, obj:object, level:int=3) -> str:   # Markdown, under a heading of this level
     "Document one public thing from its docments; a class with its public methods."
     head = f"{'#' * level} {name}"
     if isinstance(obj, property): text, table = name.rsplit(".", 1)[-1], ""
-    elif not callable(obj): return f"{head}\n\n```python\n{name} = {_short(obj, 400)}\n```\n"
+    elif not is_ours(obj): return f"{head}\n\n```python\n{name} = {_short(obj, 400)}\n```\n"
     else: text, table = signature(name, obj), parameters(obj)
     own_doc = inspect.cleandoc(obj.__doc__ or "")
     if own_doc.startswith(f"{name}("): own_doc = ""    # written by dataclass, not by us
@@ -165,19 +243,34 @@ def entry(name:str, obj:object, level:int=3) -> str:   # Markdown, under a headi
     return "\n\n".join(p for p in parts if p) + "\n"
 
 # %% ../nbs/lib/07_site.ipynb #bb362dc5
-def reference_page(lesson:Lesson, mod:object, index:dict[str,str]) -> str:   # with front matter
+def _constants(mod):   # the comments behind the top-level assignments of a module
+    source = inspect.getsource(mod)
+    said, found = _comments(source), {}
+    for node in ast.parse(source).body:
+        if not isinstance(node, (ast.Assign, ast.AnnAssign)): continue
+        about = said.get(node.lineno) or said.get(node.end_lineno)
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        found |= {t.id: about for t in targets if isinstance(t, ast.Name) and about}
+    return found
+
+def reference_page(lesson:Lesson, mod:object, index:dict[str,str],
+                   note:str="",   # how the lesson's numbers came about
+                  ) -> str:       # with front matter
     "Write the reference of the module of a lesson, which is None where it cannot be imported."
     where = f"[{lesson.title}](../{lesson.path.as_posix()})"
-    parts = [_head(f"mlcourse.{lesson.module}", lesson.promise),
+    parts = [_head(f"mlcourse.{lesson.module}", lesson.promise), note,
              f"`from mlcourse.{lesson.module} import …` This module is exported from {where}."]
     if mod is None: parts.append("It was not imported here: a package of its week was missing.")
-    source = inspect.getsource(mod) if mod else ""
-    for name in getattr(mod, "__all__", ()):
+    said, level = _constants(mod) if mod else {}, 2
+    for name in public(mod):
         obj = getattr(mod, name)
-        comment = re.search(rf"^{name}\s*(?::[^=]+)?=.*?#\s*(.)(.+)$", source, re.M)
-        says = "" if callable(obj) or not comment else f"\n{comment[1].upper()}{comment[2]}."
-        parts.append(linkify(entry(name, obj, 2) + says, index, "../"))
-    return "\n\n".join(parts) + "\n"
+        if not is_ours(obj) and level == 2:
+            parts.append("## Constants")
+            level = 3
+        about = said.get(name, "")
+        says = f"\n{about[0].upper()}{about[1:]}." if about and not is_ours(obj) else ""
+        parts.append(escape_bars(linkify(entry(name, obj, level) + says, index, "../")))
+    return "\n\n".join(p for p in parts if p) + "\n"
 
 # %% ../nbs/lib/07_site.ipynb #67ac0ce0
 def _front(cells):
@@ -216,6 +309,8 @@ def process(nb:dict, mod:object=None,        # the module that it exports
              if not ours.intersection(c["metadata"].get("tags", ()))]
     for c in (c for c in cells if c["cell_type"] == "code"):
         c["outputs"] = clean_outputs(c["outputs"], directive(c["source"], "fig-alt"))
+        bare = directive(c["source"], "label") and not directive(c["source"], "fig-cap")
+        if bare: c["source"] = re.sub(r"^#\|\s*label:.*\n", "", c["source"], flags=re.M)
     cells = _front(cells)
     if note: cells.insert(1, dict(cell_type="markdown", metadata={}, source=note))
     kernel = dict(kernelspec=dict(display_name="python3", language="python", name="python3"))
@@ -225,7 +320,8 @@ def process(nb:dict, mod:object=None,        # the module that it exports
             runs = groupby(self.nb.cells, lambda c: getattr(c, "has_sd", False))
             self.nb.cells = [c for docs, run in runs for c in list(run)[::-1 if docs else 1]]
     def links(cell):
-        if cell.cell_type == "markdown": cell.source = linkify(cell.source, index or {}, up)
+        if cell.cell_type == "markdown":
+            cell.source = escape_bars(linkify(cell.source, index or {}, up))
     docs = [p.add_show_docs, in_order, _documented(mod)] if mod else []
     steps = [p.populate_language, *docs, p.hide_line, p.filter_stream_, p.rm_header_dash,
              p.rm_export, p.hide_, p.add_fold, p.mv_exports, links]
@@ -234,15 +330,26 @@ def process(nb:dict, mod:object=None,        # the module that it exports
     return nb2str(nb)
 
 # %% ../nbs/lib/07_site.ipynb #d85c33f6
-def run_note(entry:dict|None, tier:str, url:str) -> str:   # Markdown
+def run_day(report:dict) -> str:   # such as `28 November 2026`
+    "The day on which a run began."
+    day = datetime.fromisoformat(report["started"])
+    return f"{day.day} {day:%B %Y}"
+
+def run_line(report:dict) -> str:   # one sentence
+    "Say of a whole run what a page's foot says."
+    when = f"on tier {report['tier']} on {run_day(report)}"
+    return f"The course ran {when}, in {report['seconds']:,.0f} seconds."
+
+def run_note(entry:dict|None, report:dict, url:str) -> str:   # Markdown
     "Say how a page's numbers came about, from the report's entry: None for one that was not run."
     def note(text): return f"::: {{.run-note}}\n{text} [View the notebook]({url}).\n:::"
     if entry is None or entry["status"] == "skipped": return note("Not run for this site.")
-    if entry["status"] == "ok": return note(f"Ran on tier {tier} in {duration(entry['seconds'])}.")
+    when = f"on tier {report['tier']} on {run_day(report)}, in {entry['seconds']:,.1f} seconds."
+    if entry["status"] == "ok": return note(f"Ran {when}")
     error = entry.get("error") or dict(type=entry["status"], cell=None, message="")
     why = clean_text(f"{error['type']} in cell {error['cell']}: {error['message']}")
     box = '::: {.callout-important title="This run failed"}'
-    return f"{note(f'Tier {tier}.')}\n\n{box}\n```\n{why}\n```\n:::"
+    return f"{note(f'Failed {when}')}\n\n{box}\n```\n{why}\n```\n:::"
 
 # %% ../nbs/lib/07_site.ipynb #cc3d6ab7
 def report_page(report:dict) -> str:   # with front matter
@@ -250,7 +357,7 @@ def report_page(report:dict) -> str:   # with front matter
     def link(cell): return re.sub(r"^nbs/(.+)\.ipynb$", r"[\1](\1.ipynb)", str(cell))
     cards = ", ".join(c["name"] for c in report["machine"]["cards"]) or "none"
     parts = [_head("Report card", "What the run that made this site measured, and where."),
-             f"{summary(report)} Commit `{report['commit']}`."]
+             f"{summary(report)} It began on {run_day(report)}, at commit `{report['commit']}`."]
     extra = [("Machine", ["part", "this run"], (report["machine"] | {"cards": cards}).items()),
              ("Versions", ["package", "version"], report["versions"].items())]
     for title, head, rows in tables(report) + extra:
@@ -258,8 +365,21 @@ def report_page(report:dict) -> str:   # with front matter
     return "\n\n".join(parts) + "\n"
 
 # %% ../nbs/lib/07_site.ipynb #883653ce
-def site_config(root:Path, found:list[Lesson], extra:list[str]) -> dict:   # for `_quarto.yml`
-    "Complete `_quarto.yml`: the sidebar from the lessons, the addresses from settings.ini."
+def sidebar(found:list[Lesson]) -> list:   # what Quarto calls `contents`
+    "The parts of the course with their pages, then the reference, a part a section."
+    contents = [dict(text="The course", href=o.path.as_posix()) for o in found if not o.part]
+    reference = []
+    for part in reading_order():
+        mine = [o for o in found if o.part == part]
+        pages = [o.path.as_posix() for o in mine]
+        modules = [f"reference/{o.module}.qmd" for o in mine if o.module]
+        if pages: contents.append(dict(section=PARTS[part], contents=pages))
+        if modules: reference.append(dict(section=PARTS[part].split(":")[0], contents=modules))
+    reference.sort(key=lambda section: section["section"] not in map(PARTS.get, MACHINERY))
+    return [*contents, dict(section="Library reference", contents=reference)]
+
+def site_config(root:Path, found:list[Lesson], report:dict) -> dict:   # for `_quarto.yml`
+    "Complete `_quarto.yml`: sidebar and foot from lessons and run, addresses from settings.ini."
     import yaml
     ini = settings(root)
     config = yaml.safe_load((root/"_quarto.yml").read_text(encoding="utf-8"))
@@ -267,14 +387,8 @@ def site_config(root:Path, found:list[Lesson], extra:list[str]) -> dict:   # for
     web |= {"title": ini["title"], "description": ini["description"], "repo-url": ini["git_url"],
             "site-url": ini["doc_host"] + ini["doc_baseurl"]}
     web["navbar"]["tools"] = [dict(icon="github", href=ini["git_url"], text="The course on GitHub")]
-    contents = [dict(text="The course", href=o.path.as_posix()) for o in found if not o.part]
-    for part in reading_order():
-        pages = [o.path.as_posix() for o in found if o.part == part]
-        if pages: contents.append(dict(section=PARTS[part], contents=pages))
-    exported = sorted((o for o in found if o.module), key=lambda o: o.part not in MACHINERY)
-    pages = [f"reference/{o.module}.qmd" for o in exported]
-    contents.append(dict(section="Library reference", contents=pages))
-    web["sidebar"]["contents"] = contents + extra
+    web["page-footer"]["center"] = f"{run_line(report)} {web['page-footer']['center']}"
+    web["sidebar"]["contents"] = sidebar(found) + ["report.qmd", "licences.qmd"]
     return config
 
 # %% ../nbs/lib/07_site.ipynb #3913e69a
@@ -292,7 +406,7 @@ def stage(run_dir:str|Path, folder:str|Path="_stage") -> Path:   # the folder, r
         (folder/name).write_text(text, encoding="utf-8")
     report = json.loads((run_dir/"report.json").read_text(encoding="utf-8"))
     ran, found, mods = {e["path"]: e for e in report["notebooks"]}, lessons(root), modules(root)
-    index, config = symbols(mods), site_config(root, found, ["report.qmd", "licences.qmd"])
+    index, config = symbols(mods), site_config(root, found, report)
     write("_quarto.yml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     write("report.qmd", report_page(report))
     write("licences.qmd", licences_page())
@@ -300,11 +414,12 @@ def stage(run_dir:str|Path, folder:str|Path="_stage") -> Path:   # the folder, r
         source = Path("nbs")/lesson.path
         done, name, up = (run_dir/source).is_file(), source.as_posix(), "../" * bool(lesson.part)
         url = f"{config['website']['repo-url']}/blob/main/{name}"
-        note = run_note(ran.get(name) if done else None, report["tier"], url) if lesson.part else ""
+        note = run_note(ran.get(name) if done else None, report, url)
         nb = read_notebook((run_dir if done else root)/source)
         write(lesson.path, process(nb, mods.get(lesson.module), index, up, note))
         if not lesson.module: continue
-        write(f"reference/{lesson.module}.qmd", reference_page(lesson, mods[lesson.module], index))
+        text = reference_page(lesson, mods[lesson.module], index, note)
+        write(f"reference/{lesson.module}.qmd", text)
     shutil.copy(root/"styles.css", folder)
     if (root/"nbs/images").is_dir(): shutil.copytree(root/"nbs/images", folder/"images")
     return folder
@@ -322,6 +437,7 @@ _OUTSIDE_CSS = re.compile(r"@import\s*(?:url\([\"']?https?:[^)]*\)|[\"']https?:[
 _OUTSIDE_TAG = re.compile(
     r"<link\b[^>]*rel=\"?(?:stylesheet|preconnect)\"?[^>]*href=\"https?:[^>]*>"
     r"|<script\b[^>]*src=\"https?:[^>]*></script>"
+    r"|<script\b[^>]*>\s*define\('jquery'[^<]*</script>"
     r"|<script type=\"module\">import mermaid[^<]*</script>")
 _MATH = re.compile(r'(<span class="math (inline|display)">)\\[(\[](.*?)\\[)\]](</span>)', re.S)
 
@@ -336,13 +452,44 @@ def mathml(page:str) -> str:   # HTML, with MathML instead of TeX such as `\(x\)
                             "Correct it, or write it in words.") from e
     return _MATH.sub(draw, page)
 
+
+# %% ../nbs/lib/07_site.ipynb #b8575ce6
+_SECTION = re.compile(r"<section\b|</section>")
+_KNOW = re.compile(r'<section id="how-we-know"[^>]*>\s*<h2\b.*?</h2>', re.S)
+_TABLE = re.compile(r'(<div class="sd-table">\s*)?(<table\b(?:(?!<table\b).)*?</table>)', re.S)
+
+_FORMULA = re.compile(
+    r'(<span class="math display">)?(<math\b[^>]*display="block".*?</math>)', re.S)
+
+def fold_know(page:str) -> str:   # HTML
+    "Fold what stands below the heading `How we know`, up to the end of its section."
+    start = _KNOW.search(page)
+    if not start: return page
+    depth = 1
+    for tag in _SECTION.finditer(page, start.end()):
+        depth += 1 if tag[0] == "<section" else -1
+        if not depth: break
+    said = "Checks, comparisons and side results of this lesson"
+    inside = page[start.end():tag.start()]
+    folded = f'<details class="how-we-know"><summary>{said}</summary>{inside}</details>'
+    return page[:start.end()] + folded + page[tag.start():]
+
+def box_wide(page:str) -> str:   # HTML
+    "Put each table and displayed formula of the text into a box that scrolls, if it has none."
+    def table(m): return m[0] if m[1] else f'<div class="table-box">{m[2]}</div>'
+    def formula(m): return m[0] if m[1] else f'<span class="math display">{m[2]}</span>'
+    head, main, text = page.partition("<main")
+    text, end, foot = text.partition("</main>")
+    return head + main + _FORMULA.sub(formula, _TABLE.sub(table, text)) + end + foot
+
+# %% ../nbs/lib/07_site.ipynb #7d918cc4
 def localize(site:Path) -> int:   # files changed
-    "Remove what the pages would load from other machines, and draw their formulas."
+    "Finish the pages: nothing from other machines, formulas drawn, sections and tables boxed."
     changed = 0
     for path in (p for p in site.rglob("*") if p.suffix in (".html", ".css")):
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".css": local = _OUTSIDE_CSS.sub("", text)
-        else: local = mathml(_OUTSIDE_TAG.sub("", text))
+        else: local = box_wide(fold_know(mathml(_OUTSIDE_TAG.sub("", text))))
         if local != text: path.write_text(local, encoding="utf-8")
         changed += local != text
     return changed
@@ -361,6 +508,8 @@ def llms_txt(site:Path, config:dict) -> str:   # of a rendered site, and of its 
     return f"# {web['title']}\n\n> {web['description']}\n\n## Pages\n\n" + "".join(lines)
 
 # %% ../nbs/lib/07_site.ipynb #e0dcbb19
+_QUARTO_ONLY = re.compile(r"html-math-method|html\.grid|respect-user-color-scheme")
+
 def render(folder:Path, engine:str="auto") -> str:   # what rendered it, and why
     "Render a staged site into its `_site`: by `quarto`, `smalldocs`, or `auto`, what there is."
     quarto = shutil.which("quarto")
@@ -377,7 +526,7 @@ def render(folder:Path, engine:str="auto") -> str:   # what rendered it, and why
     except (config.BuildError, config.ConfigError) as e:
         raise SiteError(f"smalldocs could not render {folder}: {e}") from e
     for warning in warnings:
-        if not re.search(r"html-math-method|html\.grid", warning): print(f"warning: {warning}")
+        if not _QUARTO_ONLY.search(warning): print(f"warning: {warning}")
     why = "it was asked for" if quarto else "Quarto is not installed"
     return f"smalldocs {__version__}, because {why}"
 

@@ -109,7 +109,8 @@ class Tracer(TorchDispatchMode):
         i = bisect_left(self.seqs, node._sequence_nr() + 1)
         return self.names[i] if i < len(self.names) else ""
 
-    def mark(self, name:str): # "load", "forward", "backward", "optimizer", …
+    def mark(self, name:str,   # "load", "forward", "backward", "optimizer", …
+            ):
         "A phase of that name begins here."
         self.trace.events.append(Event("mark", len(self.trace.events), 0, name))
 
@@ -168,7 +169,8 @@ class Tracer(TorchDispatchMode):
 # %% ../nbs/tools/02_trace.ipynb #0ab51ed6
 _active = []
 
-def mark(name:str): # "load", "forward", "backward", "optimizer", or a name of your own
+def mark(name:str,   # "load", "forward", "backward", "optimizer", or a name of your own
+        ):
     "Tell the running trace, if there is one, that a phase begins."
     if _active: _active[-1].mark(name)
 
