@@ -58,8 +58,7 @@ class Attention(nn.Module):
 
     def heads(self, x:Tensor) -> tuple[Tensor, Tensor, Tensor]:
         "Queries, keys and values of all heads, each (batch, heads, tokens, size)."
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4)
-        return q, k, v
+        return self.qkv(x).unflatten(-1, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4).unbind()
 
     def forward(self, x:Tensor) -> Tensor:   # shape (batch, tokens, dim), like `x`
         y = F.scaled_dot_product_attention(*self.heads(x), is_causal=True)
@@ -269,8 +268,7 @@ class CharTokenizer:
 
 def split(ids:Tensor) -> tuple[Tensor, Tensor]:   # the first 90 % of the tokens, and the rest
     "Training and held-out tokens."
-    n = int(0.9 * len(ids))
-    return ids[:n], ids[n:]
+    return ids.tensor_split([int(0.9 * len(ids))])
 
 def windows(ids:Tensor, context:int, batch_size:int, steps:int, seed:int):
     "Batches, (batch_size, context + 1) tokens: no window twice in a pass, random offsets."
