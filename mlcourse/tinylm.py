@@ -85,7 +85,7 @@ class Block(nn.Module):
         x = x + self.attention(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
-# %% ../nbs/week2/04_tiny_lm.ipynb #b7b258b6
+# %% ../nbs/week2/04_tiny_lm.ipynb #834038c5
 class TinyLM(nn.Module):
     "A transformer of GPT-2's pieces: learned places, LayerNorm, GELU (Radford et al., 2019)."
     block = Block
@@ -96,7 +96,10 @@ class TinyLM(nn.Module):
         self.embed, self.place = nn.Embedding(vocab, dim), nn.Embedding(context, dim)
         self.blocks = nn.ModuleList(self.block(dim, n_head) for _ in range(n_layer))
         self.norm, self.head = nn.LayerNorm(dim, bias=False), nn.Linear(dim, vocab, bias=False)
-        nn.init.normal_(self.place.weight, std=0.1)
+        for name, p in self.named_parameters():   # what writes to the stream begins small
+            size = (2 * n_layer) ** -0.5 if name.endswith(("proj.weight", "down.weight")) else 1
+            if p.ndim == 2 and p is not self.embed.weight:
+                nn.init.normal_(p, std=size * p.shape[1] ** -0.5)
 
     def start(self, ids:Tensor) -> Tensor:   # (batch, tokens) to (batch, tokens, dim)
         "The stream at its beginning. Raises `TinyLMError` past the last place."
@@ -146,7 +149,7 @@ class ModernBlock(Block):
         self.attention, self.mlp = ModernAttention(dim, n_head), ModernMLP(dim)
         self.norm1 = self.norm2 = rms_norm
 
-# %% ../nbs/week2/04_tiny_lm.ipynb #ec159c16
+# %% ../nbs/week2/04_tiny_lm.ipynb #34f63171
 class ModernLM(TinyLM):
     "The transformer with today's pieces."
     block = ModernBlock
@@ -155,9 +158,7 @@ class ModernLM(TinyLM):
         super().__init__(vocab, n_layer, n_head, dim, context)
         self.place, self.norm = None, rms_norm
         for name, p in self.named_parameters():
-            writes = name.endswith(("proj.weight", "down.weight", "head.weight"))
-            size = 0 if writes else 1 if name == "embed.weight" else p.shape[-1] ** -0.5
-            if p.ndim == 2: nn.init.normal_(p, std=size)
+            if name.endswith(("proj.weight", "down.weight", "head.weight")): nn.init.zeros_(p)
 
     def start(self, ids:Tensor) -> Tensor: return rms_norm(self.embed(ids))
 
