@@ -235,8 +235,7 @@ def read_text(path:str|Path) -> str:
 
 def stdlib_text(chars:int=2_000_000) -> str:   # stop at so many characters
     "This interpreter's standard library in plain ASCII, without docstrings and comments."
-    modules = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
-    files = (path.read_bytes() for path in modules)
+    files = [p.read_bytes() for p in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))]
     text = "\n".join(file.decode() for file in files if file.isascii())
     drop = (r'(?s)[rR]?""".*?"""', '""'), (r'(?m)^ *(#.*|"")\n', ""), (r"(?m) +#.*$| +$", "")
     for pattern, new in (*drop, (r"\n{3,}", "\n\n")): text = re.sub(pattern, new, text)
