@@ -1,13 +1,13 @@
 """The small language model: its benches as processes, and what must hold for every piece."""
 import json, subprocess, sys
-from dataclasses import replace
 
 import pytest, torch
+from torch import nn
 
 from mlcourse import tinylm
-from mlcourse.tinylm import (ALiBi, KVCache, Learned, MODERN, NoPositions, Rotary, Sinusoidal,
-                             TinyLMError, attention_maps, build, count_parameters, generate,
-                             gpt2_init, sampler, stdlib_text, story, train)
+from mlcourse.decoding import CachedLM, KVCache, LlamaLM, generate_cached, sampler
+from mlcourse.tinylm import (ModernLM, TinyLM, TinyLMError, attention_weights, generate, muon,
+                             rotate, stdlib_text, train, window_losses)
 
 
 @pytest.fixture
@@ -21,9 +21,14 @@ def bench(tmp_path, environment):
     return call
 
 
-def small(positions=Rotary, **kwargs):
-    recipe = replace(MODERN, positions=positions, init=gpt2_init, **kwargs)
-    return build(recipe, vocab=20, n_layer=2, n_head=2, dim=16, max_tokens=64).eval()
+SMALL = dict(vocab=20, n_layer=2, n_head=2, dim=16, context=64)
+
+def small(LM=ModernLM, **changes):
+    "A model in which nothing is zero."
+    torch.manual_seed(0)
+    lm = LM(**SMALL | changes)
+    for p in lm.parameters(): nn.init.normal_(p, std=0.2)
+    return lm.eval()
 
 
 # ---------------------------------------------------------------- the bench as a process
@@ -38,7 +43,7 @@ def test_bench_prints_json_and_learns(bench, tmp_path):
     assert result["steps"] == 40 and [r["seed"] for r in result["runs"]] == [0, 1]
     assert 0.99 <= result["parameters"] / 795_904 <= 1.02   # more letters than Shakespeare
     assert result["seconds"] > 0 and result["tokens_per_s"] > 0
-    assert result["products"] in ("bf16", "fp32")
+    assert result["products"] == "fp32"   # bf16 when asked for
     assert 2.0 < result["val_loss"] < 3.3   # a fresh model has 4.6, and knows nothing
 
 
@@ -90,72 +95,120 @@ def test_bench_help_imports_no_torch(tmp_path, environment):
 
 # ---------------------------------------------------------------- the cache
 
-@pytest.mark.parametrize("scheme", [NoPositions, Learned, Sinusoidal, Rotary, ALiBi])
-def test_cached_logits_equal_uncached_in_any_cut(scheme):
-    lm, ids = small(scheme), torch.randint(20, (3, 50))
-    whole = lm(ids)
+@pytest.mark.parametrize("LM", [CachedLM, LlamaLM])
+def test_cached_logits_equal_uncached_in_any_cut(LM):
+    lm, ids = small(LM), torch.randint(20, (3, 50))
+    with torch.no_grad(): whole = lm(ids)
     for cuts in ([50], [1] * 50, [7, 1, 20, 22], [49, 1]):
         cache, parts = KVCache(lm, 3, 50), ids.split(cuts, dim=1)
         with torch.no_grad(): got = torch.cat([lm(p, cache) for p in parts], dim=1)
-        assert torch.allclose(got, whole, atol=1e-5), (scheme, cuts)
+        assert torch.allclose(got, whole, atol=1e-5), (LM, cuts)
+
+
+def test_the_weights_of_the_lesson_fit_the_cached_model():
+    lm, ids = small(ModernLM), torch.randint(20, (2, 64))
+    cached = CachedLM(**SMALL)
+    cached.load_state_dict(lm.state_dict())
+    with torch.no_grad(): assert torch.allclose(lm(ids), cached(ids), atol=1e-5)
+    told = generate_cached(cached, ids[:1, :4], 40)[0]
+    assert told.tolist() == generate(lm, ids[0, :4], 40, temperature=0).tolist()
 
 
 def test_a_full_cache_says_so():
-    lm = small()
+    lm = small(CachedLM)
     ids = torch.zeros(1, 5, dtype=torch.long)
     with pytest.raises(TinyLMError, match="room for 4 tokens, and 5"): lm(ids, KVCache(lm, 1, 4))
 
 
-@pytest.mark.parametrize("scheme", [Learned, Rotary])
-def test_the_end_of_a_table_says_so(scheme):
+def test_the_end_of_a_table_says_so():
     ids = torch.zeros(1, 65, dtype=torch.long)
-    with pytest.raises(TinyLMError, match="65 are asked for"): small(scheme)(ids)
+    with pytest.raises(TinyLMError, match="65 are asked for"): small(TinyLM)(ids)
+    assert small(ModernLM)(ids).shape == (1, 65, 20)   # rotary positions have no end
 
 
 def test_generation_refuses_empty_prompts():
-    for prompts in ([], torch.zeros(1, 0, dtype=torch.long)):
-        with pytest.raises(TinyLMError, match="at least one token"): generate(small(), prompts, 3)
+    nothing = torch.zeros(0, dtype=torch.long)
+    with pytest.raises(TinyLMError, match="at least one token"): generate(small(), nothing, 3)
+    for prompts in (nothing[None], nothing.view(0, 1)):
+        with pytest.raises(TinyLMError, match="at least one token"):
+            generate_cached(small(CachedLM), prompts, 3)
 
 
 def test_sampling_is_repeatable_and_seeds_differ():
-    lm, start = small(), torch.zeros(4, 1, dtype=torch.long)
-    a, b, c = (generate(lm, start, 30, sampler(seed=s)).tolist() for s in (1, 1, 2))
+    lm, start = small(CachedLM), torch.zeros(4, 1, dtype=torch.long)
+    a, b, c = (generate_cached(lm, start, 30, sampler(seed=s)).tolist() for s in (1, 1, 2))
     assert a == b != c
+    a, b, c = (generate(lm, start[0], 30, seed=s).tolist() for s in (1, 1, 2))
+    assert a == b != c
+
+
+def test_a_prompt_may_be_longer_than_the_context():
+    for LM in (TinyLM, ModernLM):
+        assert len(generate(small(LM), torch.zeros(100, dtype=torch.long), 3)) == 103
+
+
+def test_top_k_forbids_the_rest():
+    lm, start = small(), torch.zeros(1, dtype=torch.long)
+    with torch.no_grad(): best = set(lm(start[None])[0, -1].topk(2).indices.tolist())
+    drawn = {int(generate(lm, start, 1, top_k=2, seed=s)[-1]) for s in range(40)}
+    assert drawn == best
 
 
 # ---------------------------------------------------------------- the pieces
 
-@pytest.mark.parametrize("name, recipe", story(), ids=[n for n, _ in story()])
-def test_every_recipe_learns_and_keeps_the_future_hidden(name, recipe):
+def adamw(lm): return [torch.optim.AdamW(lm.parameters(), lr=3e-3)]
+
+@pytest.mark.parametrize("LM, optimizers", [
+    (TinyLM, adamw), (ModernLM, adamw), (ModernLM, muon), (CachedLM, muon), (LlamaLM, muon)])
+def test_every_model_learns_and_keeps_the_future_hidden(LM, optimizers):
     ids = (torch.arange(3000) % 7) + torch.arange(3000) % 2
-    lm = build(recipe, vocab=9, n_layer=1, n_head=2, dim=16, max_tokens=16)
-    losses, _ = train(lm, ids, recipe, 60, 16, 8)
-    assert sum(losses[-5:]) < sum(losses[:5]) - 0.5, name
+    torch.manual_seed(0)
+    lm = LM(vocab=9, n_layer=1, n_head=2, dim=16, context=16)
+    losses = train(lm, ids, optimizers(lm), 60, 8)
+    assert sum(losses[-5:]) < sum(losses[:5]) - 0.5
     x, y = ids[None, :16], ids[None, :16].clone()
     y[0, 10] = (y[0, 10] + 1) % 9
     with torch.no_grad(): assert torch.allclose(lm(x)[:, :10], lm(y)[:, :10], atol=1e-6)
 
 
-def test_maps_are_the_attention_that_the_model_uses():
-    lm, ids = small(ALiBi), torch.randint(20, (1, 12))
-    maps = attention_maps(lm, ids)
-    x = lm.blocks[0].norm1(lm.embed_norm(lm.embed(ids)))
-    a = lm.blocks[0].attention
-    mine = a.proj((maps[0] @ a.project(x)[2][0]).transpose(0, 1).flatten(1))
-    assert torch.allclose(mine, a(x)[0], atol=1e-5) and maps.triu(1).abs().max() == 0
+def test_the_plain_weights_are_the_attention_that_the_model_uses():
+    lm, ids = small(), torch.randint(20, (1, 12))
+    x, a = lm.blocks[0].norm1(lm.start(ids)), lm.blocks[0].attention
+    q, k, v = a.heads(x)
+    weights = attention_weights(q, k)
+    assert torch.allclose(a.proj((weights @ v).transpose(1, 2).flatten(2)), a(x), atol=1e-5)
+    assert weights.triu(1).abs().max() == 0
+
+
+def test_rotation_depends_on_the_distance_alone():
+    a, b = torch.randn(2, 16)
+    scores = [float(rotate(a[None], i)[0] @ rotate(b[None], i + 5)[0]) for i in (0, 3, 90)]
+    assert max(scores) - min(scores) < 1e-4
+
+
+def test_window_losses_are_those_of_the_windows():
+    lm, ids = small(), torch.randint(20, (64 * 3 + 10,))
+    got = window_losses(lm, ids, 2)
+    for start, loss in zip((0, (len(ids) - 1) // 2), got):
+        row = ids[start:start + 65]
+        with torch.no_grad(): mine = nn.functional.cross_entropy(lm(row[None, :-1])[0], row[1:])
+        assert torch.allclose(mine, loss, atol=1e-5)
+    assert len(window_losses(lm, ids)) == 3
+    with pytest.raises(TinyLMError, match="not one window"): window_losses(lm, ids[:64])
 
 
 def test_parameters_are_those_of_nanogpt():
-    shape = {k: v for k, v in tinylm.NANOGPT_CPU.items() if k not in ("context", "batch")}
-    assert abs(count_parameters(build(MODERN, 65, **shape, max_tokens=64)) / 795_904 - 1) < 0.01
+    size = sum(p.numel() for p in ModernLM(65, **tinylm.NANOGPT_CPU).parameters())
+    assert abs(size / 795_904 - 1) < 0.01
 
 
 def test_training_in_bf16_follows_training_in_fp32():
     ids = (torch.arange(3000) % 7) + torch.arange(3000) % 2
     losses = {}
     for bf16 in (False, True):
-        lm = build(MODERN, vocab=9, n_layer=2, n_head=2, dim=16, max_tokens=16)
-        losses[bf16], _ = train(lm, ids, MODERN, 40, 16, 8, bf16=bf16)
+        torch.manual_seed(0)
+        lm = ModernLM(vocab=9, n_layer=2, n_head=2, dim=16, context=16)
+        losses[bf16] = train(lm, ids, muon(lm), 40, 8, bf16=bf16)
         assert {p.dtype for p in lm.parameters()} == {torch.float32}
     assert losses[True] != losses[False]   # it did round
     assert all(abs(a - b) < 0.02 for a, b in zip(*losses.values())), losses
