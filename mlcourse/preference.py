@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from .files import CourseError
-from .instruct import fold_system
+from .templates import fold_system
 from .train import dataset
 
 # %% auto #0
