@@ -1,5 +1,7 @@
 """Pictures, sound and both: the workloads are the real classes, they grow as they should, and the
 whole table stays in its range."""
+import functools
+
 import pytest
 import torch
 
@@ -9,6 +11,14 @@ from mlcourse.trace import fake, replay
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(scope="module", autouse=True)
+def traced_once():
+    "Two tests look at each Whisper, and its trace takes seconds."
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(mw, "whisper_infer", functools.cache(mw.whisper_infer))
+        yield
+
+
 def allocated(trace): return replay(trace).peak_allocated
 
 
@@ -16,7 +26,7 @@ def allocated(trace): return replay(trace).peak_allocated
     ("tiny", 39e6), ("base", 74e6), ("small", 244e6), ("medium", 769e6), ("large-v2", 1550e6),
     ("turbo", 809e6)])
 def test_whisper_has_the_published_size_and_peaks_while_it_loads(name, published):
-    trace = mw.whisper_infer(name)
+    trace = mw.whisper_infer(name=name)   # as `predicted` calls it
     assert abs(trace.meta["params"] / published - 1) < 0.05
     r = replay(trace)
     assert r.peak_phase == "load"
