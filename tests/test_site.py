@@ -3,8 +3,8 @@
 Each test runs on what smalldocs makes, and on what Quarto makes where it is installed. A site that
 is there already, named by MLCOURSE_SITE, is tested alone: `make test-slow` gives the one that
 `make docs` has made, docs.yml the one that it uploads. Every page is opened once, and all that the
-tests want to know of it is noted. axe sees so many pages that every kind of element is on one of
-them; MLCOURSE_AXE=all, in the weekly canary, has it look at all of them.
+tests want to know of it is noted. axe sees so many pages, and cells of them, that every kind of
+element is among them; MLCOURSE_AXE=all, in the weekly canary, has it look at everything.
 """
 import base64
 import functools
@@ -155,6 +155,7 @@ class Visitor:
         return self.page
 
 
+KIND = r"e => [e.tagName, ...e.classList].sort().join('.').replace(/\d+/g, '')"
 NOTES = r"""() => {
     const all = (s, root) => [...(root || document).querySelectorAll(s)];
     const start = e => e.outerHTML.slice(0, 90), main = document.querySelector('main');
@@ -182,9 +183,8 @@ NOTES = r"""() => {
         links: all('#quarto-sidebar a[href]').map(e => e.href.split('#')[0]),
         visible: all('#quarto-sidebar .sidebar-link').filter(e => e.getClientRects().length).length,
         size: all('body *').length,
-        kinds: [...new Set(all('body *')
-            .map(e => [e.tagName, ...e.classList].sort().join('.').replace(/\d+/g, '')))],
-    }; }"""
+        kinds: [...new Set(all('body *').map(KIND))],
+    }; }""".replace("KIND", KIND)
 
 
 @dataclass
@@ -369,6 +369,16 @@ def representatives(tour) -> list[str]:
     return chosen
 
 
+# Cells that show nothing that an earlier cell of the page has not shown.
+REPEATED = """() => {
+    const seen = new Set();
+    for (const cell of document.querySelectorAll('main .cell')) {
+        const kinds = [...cell.querySelectorAll('*')].map(KIND);
+        if (kinds.every(kind => seen.has(kind))) cell.dataset.repeated = '';
+        for (const kind of kinds) seen.add(kind);
+    } }""".replace("KIND", KIND)
+
+
 @slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(visit, tour, scheme):
@@ -378,7 +388,9 @@ def test_axe_finds_nothing_serious(visit, tour, scheme):
     for path in representatives(tour):
         page = v.open(path)
         page.wait_for_function(DARK if scheme == "dark" else f"!({DARK})")
-        for problem in axe.run(page, options=options).response["violations"]:
+        if os.environ.get("MLCOURSE_AXE") != "all": page.evaluate(REPEATED)
+        context = {"exclude": [["[data-repeated]"]]}
+        for problem in axe.run(page, context, options).response["violations"]:
             if problem["impact"] in ("serious", "critical"):
                 nodes = problem["nodes"]
                 shown = [n["html"][:140] for n in nodes[:3]]
