@@ -81,7 +81,6 @@ KNOWN = {   # lesson: why it may fail
     "week2/02_qlora": UNTRIED,
     "week2/03_preference": "a model without a pad token",
     "week2/04_tiny_lm": UNTRIED,
-    "week2/05_ship": MENDED,
     "week2/06_ablations": UNTRIED,
     "clinic/01_scale_out": UNTRIED}
 
