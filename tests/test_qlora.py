@@ -163,6 +163,17 @@ def outcome(folder):
 
 
 @pytest.mark.slow
+def test_the_12gb_column_has_thousands_of_distinct_pairs():
+    "The lesson's settings for the card, and the number that its first table says."
+    pairs = read_pairs(course_data(20_000, 0.2, rehearsals=20)/"train.jsonl")[0]
+    assert 5_000 <= len({json.dumps(p["messages"]) for p in pairs}) <= 10_000
+    lesson = (ROOT/"nbs/week2/02_qlora.ipynb").read_text(encoding="utf-8")
+    assert f"| {len(pairs):,} pairs of the same kind |" in lesson
+    for setting in ("20_000),", "(0.3,                  0.2)", "(2,                    20)"):
+        assert setting in lesson
+
+
+@pytest.mark.slow
 def test_gradients_pass_after_an_evaluation(small):
     "On a processor that multiplies in bfloat16, a layer repacked by an evaluation has none."
     import torch
