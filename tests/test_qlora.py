@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 from mlcourse.files import UsageError, no_progress
+from mlcourse.hub import hub, thin_model
 from mlcourse.instruct import DataError, course_data, read_pairs, write_jsonl
-from mlcourse.qlora import main, source_of, train
+from mlcourse.qlora import answers, load_base, main, source_of, train
 from mlcourse.train import (FlagError, Flags, TrainError, check_flags, damage, last_checkpoint,
                             launch_command, launch_configs, parse_flags, seal)
 
@@ -159,6 +160,61 @@ def outcome(folder):
     "What two runs are compared by: every loss, and the bytes of the adapter."
     losses = json.loads((folder/"training.json").read_text())["losses"]
     return losses, (folder/"adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_the_12gb_column_has_thousands_of_distinct_pairs():
+    "The lesson's settings for the card, and the number that its first table says."
+    pairs = read_pairs(course_data(20_000, 0.2, rehearsals=20)/"train.jsonl")[0]
+    assert 5_000 <= len({json.dumps(p["messages"]) for p in pairs}) <= 10_000
+    lesson = (ROOT/"nbs/week2/02_qlora.ipynb").read_text(encoding="utf-8")
+    assert f"| {len(pairs):,} pairs of the same kind |" in lesson
+    for setting in ("20_000),", "(0.3,                  0.2)", "(2,                    20)"):
+        assert setting in lesson
+
+
+@pytest.mark.slow
+def test_gradients_pass_after_an_evaluation(small):
+    "On a processor that multiplies in bfloat16, a layer repacked by an evaluation has none."
+    import torch
+    model, _ = load_base(str(small/"model"))
+    layer = model.model.layers[0].mlp.up_proj.eval()
+    with torch.no_grad():
+        weight = layer(torch.eye(layer.in_features, dtype=torch.bfloat16)).T.float()
+    x = torch.randn(4, layer.in_features).bfloat16().requires_grad_()
+    layer.train()(x).sum().backward()
+    expected = weight.sum(0)
+    assert (x.grad.float() - expected).abs().max() < 0.02 * expected.abs().max()
+
+
+@pytest.mark.slow
+def test_answers_in_a_batch_are_those_of_one_alone(small):
+    "What all conversations begin with is read once; shorter ones have a gap behind it."
+    model, tok = load_base(str(small/"model"), load_in_4bit=False, bf16=False)
+    system, side = dict(role="system", content="Write the record of this line."), tok.padding_side
+    asked = [[system, dict(role="user", content=text)] for text in ("a", "b c d e", "f " * 20)]
+    asked.append([dict(role="user", content="Something else")])
+    alone = [answers(model, tok, [conversation], 12)[0] for conversation in asked]
+    assert answers(model, tok, asked, 12) == alone
+    assert answers(model, tok, asked[:3], 12, batch_size=2) == alone[:3]
+    assert answers(model, tok, [], 12) == [] and tok.padding_side == side
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trouble, says", [
+    ("gated", "somebody/other is gated: accept its licence"),
+    ("missing", "The hub has no model somebody/other")])
+def test_a_model_that_the_hub_does_not_give_is_a_sentence(trouble, says, small, tmp_path):
+    out = ["--dataset", str(small/"train.jsonl"), "--output_dir", str(tmp_path/"out")]
+    away = ("HF_", "HUGGING_FACE")
+    with hub([], trouble, more={"somebody/other": thin_model(LLAMA[1])}) as h:
+        env = {k: v for k, v in os.environ.items() if not k.startswith(away)}
+        done = subprocess.run(
+            [sys.executable, "-m", "mlcourse.qlora", "--model_name", "somebody/other", *out],
+            env=env | h.env | {"HF_HOME": str(tmp_path/"hf")}, capture_output=True, text=True)
+    assert done.returncode == 1 and says in done.stderr, done.stderr
+    assert "hf auth login" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path/"out").exists()
 
 
 @pytest.mark.slow
