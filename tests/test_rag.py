@@ -21,4 +21,5 @@ def test_a_quote_occurs_once_in_all_notes():
              for p in island_notes().rglob("*") if p.is_file()}
     for q in load_questions():
         for path, quote in q.gold:
-            assert sum(t.count(quote) for t in texts.values()) == texts[path].count(quote) == 1, q.id
+            everywhere = sum(t.count(quote) for t in texts.values())
+            assert everywhere == texts[path].count(quote) == 1, q.id
