@@ -4,17 +4,19 @@
 
 # %% ../nbs/tools/06_evals.ipynb #0fe3fe44
 from __future__ import annotations
-import re, string
+import re, string, unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 import numpy as np
+import regex
 
 # %% auto #0
-__all__ = ['STOP', 'CITE', 'REFUSAL', 'RUBRIC', 'METRICS', 'recall_at', 'mrr_at', 'ndcg_at', 'Interval', 'bootstrap_ci',
-           'PairedTest', 'paired_test', 'normalize', 'exact_match', 'token_f1', 'rouge_l', 'Bleu', 'bleu', 'words',
-           'support', 'sentences', 'cited', 'Citations', 'citation_precision', 'is_refusal', 'refusal_rate',
-           'Criterion', 'judge', 'cohen_kappa', 'score_pairs', 'side_by_side']
+__all__ = ['STOP', 'DENSE', 'TOKEN', 'PARTICLES', 'CITE', 'DIGITS', 'NOT', 'REFUSAL', 'RUBRIC', 'METRICS', 'recall_at', 'mrr_at',
+           'ndcg_at', 'Interval', 'bootstrap_ci', 'PairedTest', 'paired_test', 'normalize', 'exact_match', 'token_f1',
+           'rouge_l', 'Bleu', 'bleu', 'tokens', 'is_dense', 'stem', 'bigrams', 'words', 'sentences', 'cited', 'support',
+           'exact_words', 'unsupported', 'clauses_of', 'supported', 'Citations', 'citation_precision', 'is_refusal',
+           'refusal_rate', 'Criterion', 'judge', 'cohen_kappa', 'score_pairs', 'side_by_side']
 
 # %% ../nbs/tools/06_evals.ipynb #08aa3021
 def recall_at(ranked:Sequence[str],  # ids, best first
@@ -152,28 +154,89 @@ could did do does for from had has have how i if in into is it its may more most
 only or other our out over same should so some such than that the their them then there these they
 this to too under up use used uses using very was we were what when where which while who why will
 with without would you your""".split())
+DENSE = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"   # no spaces
+TOKEN = regex.compile(rf"\p{{N}}+(?:\.\p{{N}}+)*|{DENSE}+|[\p{{L}}\p{{M}}]+")
+PARTICLES = regex.compile("[的了是在和与與有也都就把被着著呢吗嗎这這那它他她牠我你们們]")   # the STOP of Chinese
 CITE = re.compile(r"\[(\d+(?:\s*,\s*\d+)*)\]")
 
-def words(text:str) -> list[str]:
-    "The stems of a text's content words in lower case, and its numbers; common words are left out."
+def tokens(text:str) -> list[str]:
+    "Runs of letters of one kind, and numbers, as they stand; commas inside a number are gone."
+    text = unicodedata.normalize("NFKC", text).replace("\u2019", "'")
+    return TOKEN.findall(regex.sub(r"(?<=\d),(?=\d{3})", "", text))
+
+def is_dense(token:str) -> bool:
+    "Is it of a script that is written without spaces?"
+    return bool(regex.match(DENSE, token))
+
+def stem(word:str) -> str:
+    "Lower case; in plain ASCII also the English stem."
     from Stemmer import Stemmer
-    found = re.findall(r"[a-z]+|\d+(?:\.\d+)?", text.lower().replace(",", ""))
-    content = [w for w in found if w not in STOP and (len(w) > 1 or w.isdigit())]
-    return Stemmer("english").stemWords(content)
+    word = word.lower()
+    return Stemmer("english").stemWord(word) if word.isascii() else word
+
+def bigrams(run:str) -> list[str]:
+    "Pairs of neighbouring characters, or the one that there is."
+    return [run[i:i + 2] for i in range(max(1, len(run) - 1))]
+
+def words(text:str) -> list[str]:
+    "What a text says: stems of content words, numbers, and the bigrams of dense scripts."
+    found = []
+    for t in tokens(text):
+        if is_dense(t): found += [b for run in PARTICLES.split(t) if run for b in bigrams(run)]
+        elif t.lower() not in STOP and (len(t) > 1 or t.isdigit()): found.append(stem(t))
+    return found
+
+def sentences(text:str) -> list[str]:
+    "Sentences with their citations, also where the full stop stands before the bracket."
+    text = re.sub(r"([.!?。！？])((?:\s*\[[\d,\s]+\])+)", r"\2\1", " ".join(text.split()))
+    ends = r"""(?<=[.!?])\s+(?=[\p{Lu}\p{Lo}\[\"'`*-])|(?<=[。！？][」』”’]?)\s*"""
+    return [s for s in regex.split(ends, text) if s and s.strip()]
+
+def cited(sentence:str) -> list[int]:
+    "The numbers that a sentence cites."
+    return [int(i) for group in CITE.findall(sentence) for i in group.split(",")]
+
+# %% ../nbs/tools/06_evals.ipynb #6697a22a
+DIGITS = dict(zip("""zero one two three four five six seven eight nine ten eleven twelve thirteen
+fourteen fifteen sixteen seventeen eighteen nineteen""".split(), map(str, range(20))))
+DIGITS |= dict(zip("twenty thirty forty fifty sixty seventy eighty ninety".split(),
+                   map(str, range(20, 100, 10)))) | {"hundred": "100", "thousand": "1000"}
+NOT = regex.compile(r"\b(?:not|no|never|nobody|nothing|none|without|cannot|\w+n't)\b|[不没沒未無无非]")
 
 def support(sentence:str, passage:str) -> float:
     "The share of the sentence's content words that the passage has; 0 for a sentence without any."
     said, there = set(words(sentence)), set(words(passage))
     return len(said & there) / len(said) if said else 0.0
 
-def sentences(text:str) -> list[str]:
-    "Sentences with their citations, also where the full stop stands before the bracket."
-    text = re.sub(r"([.!?])((?:\s*\[[\d,\s]+\])+)", r"\2\1", " ".join(text.split()))
-    return [s for s in re.split(r"(?<=[.!?])\s+(?=[A-Z\[\"'`*-])", text) if s.strip()]
+def exact_words(text:str) -> set[str]:
+    "Numbers, names and bigrams: what a source must hold to the letter."
+    def exact(t): return t[0].isdigit() or t[0].isupper() or t in DIGITS
+    kept = [t for t in tokens(text) if not is_dense(t) and t.lower() not in STOP and exact(t)]
+    return {_as_digits(t) for t in kept} | {w for w in words(text) if is_dense(w)}
 
-def cited(sentence:str) -> list[int]:
-    "The numbers that a sentence cites."
-    return [int(i) for group in CITE.findall(sentence) for i in group.split(",")]
+def _as_digits(token:str) -> str: return DIGITS.get(token.lower()) or stem(token)
+
+def unsupported(sentence:str, passage:str) -> set[str]:   # empty if all of them are there
+    "The numbers, names and bigrams of a sentence that the passage lacks."
+    there = {_as_digits(t) for t in tokens(passage)} | set(words(passage))
+    return exact_words(sentence) - there
+
+def clauses_of(text:str) -> list[str]:
+    "What stands between commas, stops and line ends."
+    return [c for c in regex.split(r"[.,;:!?。，；：！？\n]+", text) if c.strip()]
+
+def supported(sentence:str, passage:str,
+              at_least:float=0.7,   # share of content words that the passage must have
+             ) -> bool:
+    "Does the passage say so, as far as words can tell?"
+    if not words(sentence) or unsupported(sentence, passage): return False
+    if support(sentence, passage) < at_least: return False
+    clauses = clauses_of(passage)
+    for part in clauses_of(sentence):
+        dense = {w for w in words(part) if is_dense(w)}
+        if dense and not any(dense <= set(words(c)) for c in clauses): return False
+    nearest = max(clauses, key=lambda c: support(sentence, c), default="")
+    return bool(NOT.search(sentence.lower())) == bool(NOT.search(nearest.lower()))
 
 # %% ../nbs/tools/06_evals.ipynb #ad4fa12e
 @dataclass(frozen=True)
@@ -185,10 +248,11 @@ class Citations:
 
 def citation_precision(answer:str,
                        passages:Sequence[str],   # passage i is cited as [i + 1]
-                       at_least:float=0.6,       # share of content words that counts as support
+                       at_least:float=0.7,       # share of content words that counts as support
                       ) -> Citations:
     "Check every citation of an answer against its passage. A number that no passage has fails."
-    def holds(claim, i): return 0 < i <= len(passages) and support(claim, passages[i-1]) >= at_least
+    def holds(claim, i):
+        return 0 < i <= len(passages) and supported(claim, passages[i - 1], at_least)
     held = [[holds(CITE.sub("", s), i) for i in cited(s)] for s in sentences(answer)]
     every = [h for of_sentence in held for h in of_sentence]
     return Citations(sum(every) / len(every) if every else float("nan"),
@@ -199,10 +263,11 @@ REFUSAL = re.compile(
     r"\b(i (do not|don't|cannot|can't|could not) (know|find|answer|tell)"
     r"|not (in|mentioned in|found in|covered by) "
     r"(the|your|my|these) (notes|context|documents|passages|text)"
-    r"|no (answer|information|mention) (in|about|of|on))", re.I)
+    r"|no (answer|information|mention) (in|about|of|on))"
+    r"|我?(不知道|不清楚|無法回答|无法回答|找不到)|(沒有|没有|未)(提到|提及|說明|说明|找到|相關|相关)", re.I)
 
 def is_refusal(text:str) -> bool:
-    "Does this answer say that it does not know? An empty answer does, too."
+    "Does this answer, in English or Chinese, say that it does not know? An empty one does, too."
     return not text.strip() or bool(REFUSAL.search(text.replace("\u2019", "'")))
 
 def refusal_rate(answers:Iterable[str]) -> float:

@@ -41,7 +41,7 @@ N_PIECES = 1200   # that a tokenizer learns
 
 def _pages() -> list[str]:
     "Text to learn pieces from."
-    with zipfile.ZipFile(files("mlcourse")/"data/rag/notes.zip") as z:
+    with zipfile.ZipFile(files("mlcourse")/"data/rehearsal/pages.zip") as z:
         return [z.read(name).decode() for name in z.namelist() if name.endswith(".md")]
 
 def _byte_level(row:dict):

@@ -12,9 +12,9 @@ from pathlib import Path
 from .files import CourseError, Progress, no_progress
 
 # %% auto #0
-__all__ = ['KINDS', 'SKIP', 'MAX_BYTES', 'Block', 'FENCE', 'HEADING', 'CHUNKERS', 'NotesError', 'decode', 'read_folder', 'Chunk',
-           'pack', 'cut_lines', 'blocks_of', 'chunk_markdown', 'chunk_python', 'chunk_text', 'chunk_notebook',
-           'chunk_file', 'chunk_all', 'ingest']
+__all__ = ['KINDS', 'SKIP', 'MAX_BYTES', 'GUESSES', 'Block', 'FENCE', 'HEADING', 'CHUNKERS', 'NotesError', 'decode',
+           'decode_named', 'read_folder', 'Chunk', 'pack', 'cut_lines', 'blocks_of', 'chunk_markdown', 'chunk_python',
+           'chunk_text', 'chunk_notebook', 'chunk_file', 'chunk_all', 'ingest']
 
 # %% ../nbs/tools/11_notes.ipynb #130782e3
 class NotesError(CourseError):
@@ -27,19 +27,35 @@ MAX_BYTES = 5_000_000
 
 def _kind(path:Path) -> str|None: return KINDS.get(path.suffix.lower(), KINDS.get(path.name))
 
+GUESSES = ["gb18030", "big5", "shift_jis", "euc_kr", "koi8_r", "cp1251", "cp1252"]
+
 def decode(raw:bytes) -> str|None:   # None for what is no text; line ends become `\n`
-    "Text of a file: UTF-8, UTF-16 with its mark, else Windows-1252 with undefined bytes replaced."
+    "Text of a file in any usual encoding; single bad bytes are replaced."
+    return decode_named(raw)[0]
+
+def decode_named(raw:bytes) -> tuple[str|None, str]:   # text; its encoding where it was a guess
+    "UTF-8 and UTF-16 first, else what charset-normalizer thinks most likely."
+    text, guess = None, ""
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"): text = raw.decode("utf-16", "replace")
-    elif b"\0" in raw: return None
+    elif b"\0" in raw: return None, ""
     else:
-        try: text = raw.decode("utf-8-sig")
-        except UnicodeDecodeError: text = raw.decode("cp1252", "replace")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+        text = raw.decode("utf-8-sig", "replace")
+        bad, good = text.count("\ufffd"), sum(c > "\x7f" for c in text)
+        if 2 * bad > good: text, guess = _guessed(raw)   # not UTF-8 with a bad byte or two
+    return text.replace("\r\n", "\n").replace("\r", "\n"), guess
+
+def _guessed(raw:bytes) -> tuple[str, str]:
+    from charset_normalizer import from_bytes
+    high, low = re.findall(rb"[\x80-\xff]", raw), re.findall(rb"[A-Za-z]", raw)
+    western = 3 * len(high) < len(low)   # a few accents between Latin letters
+    best = None if western else from_bytes(raw, cp_isolation=GUESSES).best()
+    if best: return str(best), best.encoding
+    return raw.decode("cp1252", "replace"), "cp1252"
 
 # %% ../nbs/tools/11_notes.ipynb #afd6f2c5
 def read_folder(folder:str|Path,               # the notes
                 max_bytes:int=MAX_BYTES,       # longer files are left out
-               ) -> tuple[dict[str, str], dict[str, str]]:  # texts by path; why others are left out
+               ) -> tuple[dict[str, str], dict[str, str]]:  # texts; what is left out or unsure
     "Read every note; a file that cannot be read never stops the others. Raises `NotesError`."
     root = Path(folder).expanduser().resolve()
     if not root.is_dir(): raise NotesError(
@@ -52,21 +68,23 @@ def read_folder(folder:str|Path,               # the notes
         for path in (Path(here, name) for name in sorted(names)):
             if path.name[0] == "." or not _kind(path): continue
             rel = path.relative_to(root).as_posix()
-            try: texts[rel] = _read(path, max_bytes)
+            try:
+                texts[rel], guess = _read(path, max_bytes)
+                if guess: left_out[rel] = f"read as {guess}, which is a guess"
             except NotesError as e: left_out[rel] = str(e)
             except OSError as e: left_out[rel] = e.strerror or "cannot be read"
     return texts, left_out
 
-def _read(path:Path, max_bytes:int) -> str:
-    "The text of a file. Raises `NotesError` with the reason if there is none."
+def _read(path:Path, max_bytes:int) -> tuple[str, str]:
+    "The text of a file, and its encoding if that is a guess. Raises `NotesError`."
     if path.is_symlink(): raise NotesError("a link")
     if not path.is_file(): raise NotesError("no ordinary file")
     size = path.stat().st_size
     if size > max_bytes: raise NotesError(f"{size:,} bytes, more than {max_bytes:,}")
-    text = decode(path.read_bytes())
+    text, guess = decode_named(path.read_bytes())
     if text is None: raise NotesError("not text")
     if not text.strip(): raise NotesError("empty")
-    return text
+    return text, guess
 
 # %% ../nbs/tools/11_notes.ipynb #e4e2aae7
 @dataclass(frozen=True)

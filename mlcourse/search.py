@@ -4,24 +4,28 @@
 
 # %% ../nbs/tools/12_search.ipynb #5826b9a4
 from __future__ import annotations
-import io, json, re, shutil, textwrap, time
+import io, json, shutil, textwrap, time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import numpy as np
+import regex
 from .assets import STANDINS, fetch
+from .evals import bigrams, is_dense, stem, tokens
 from .files import Progress, locked, no_progress, write_atomic
 from .notes import Chunk, NotesError, chunk_all, cut_lines, read_folder
 
 # %% auto #0
-__all__ = ['PREFIXES', 'WINDOW', 'ENGLISH', 'Embedder', 'windows', 'all_windows', 'FaissIndex', 'QdrantIndex', 'tokenize', 'BM25',
-           'rrf', 'Update', 'Store', 'Hit', 'Retriever']
+__all__ = ['PREFIXES', 'MULTILINGUAL', 'WINDOW', 'ENGLISH', 'CAMEL', 'NAME', 'Embedder', 'windows', 'all_windows', 'FaissIndex',
+           'QdrantIndex', 'tokenize', 'BM25', 'rrf', 'Update', 'Store', 'Hit', 'Retriever']
 
 # %% ../nbs/tools/12_search.ipynb #4e5e4a75
 PREFIXES = dict.fromkeys(("bge-small-en-v1.5", "bge-base-en-v1.5"),   # before questions alone
                          "Represent this sentence for searching relevant passages: ")
+
+MULTILINGUAL = {"bge-m3"}   # the others were trained on English
 
 class Embedder:
     "Turns texts into unit vectors."
@@ -37,7 +41,7 @@ class Embedder:
         self.model.max_seq_length = max_seq_length
         self.prefix = PREFIXES.get(name) or self.model.prompts.get("query") or ""
         self.dim = self.model.get_embedding_dimension()
-        self.key = f"{name} {max_seq_length} bf16"
+        self.key, self.asked = f"{name} {max_seq_length} bf16", {}   # vectors of questions
 
     def encode(self, texts:Sequence[str],
                batch_size:int|None=None,   # 8 on a CPU, where those stay in its cache, or else 64
@@ -51,8 +55,17 @@ class Embedder:
         return np.ascontiguousarray(v / np.linalg.norm(v, axis=1, keepdims=True).clip(1e-12))
 
     def encode_question(self, text:str) -> np.ndarray:   # shape (dim,)
-        "Embed a question."
-        return self.encode([self.prefix + text])[0]
+        "Embed a question; one that was asked lately is not embedded again."
+        if text not in self.asked:
+            if len(self.asked) >= 1000: self.asked.clear()
+            self.asked[text] = self.encode([self.prefix + text])[0]
+        return self.asked[text]
+
+    def knows(self, text:str) -> bool:
+        "Was it trained on a text's script? An English embedder reads Latin letters only."
+        letters = regex.findall(r"\p{L}", text)
+        latin = regex.findall(r"\p{Latin}", text)
+        return self.name in MULTILINGUAL or 2 * len(latin) >= len(letters)
 
 # %% ../nbs/tools/12_search.ipynb #e84b3b0c
 WINDOW = 300   # characters
@@ -106,14 +119,17 @@ ENGLISH = frozenset("""a an and are as at be but by do does for from how i if in
 my no not of on or such that the their then there these they this to was what when where which who
 why will with you your can should""".split())
 
+CAMEL = regex.compile(r"\p{Lu}+(?!\p{Ll})|\p{Lu}?\p{Ll}+|\d+")   # parts of maxMemory
+NAME = regex.compile(r"[\p{L}\p{N}]+(?:_[\p{L}\p{N}]+)+|\p{L}+\d[\p{L}\d]*")   # max_memory, q17
+
 def tokenize(text:str) -> list[str]:
-    "Stemmed words for BM25; identifiers also as their parts."
-    from Stemmer import Stemmer
-    found = []
-    for w in re.findall(r"[A-Za-z_][A-Za-z0-9_]*|\d+(?:\.\d+)?", text):
-        parts = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", w)
-        found += [w.lower()] + ([p.lower() for p in parts] if len(parts) > 1 else [])
-    return Stemmer("english").stemWords([w for w in found if w not in ENGLISH])
+    "Words for BM25: stems; identifiers also in parts; characters and bigrams of dense scripts."
+    found = [name.lower() for name in NAME.findall(text)]
+    for t in tokens(text):
+        parts = [] if is_dense(t) else CAMEL.findall(t)
+        if is_dense(t): found += [*t, *(bigrams(t) if len(t) > 1 else ())]
+        elif t.lower() not in ENGLISH: found += [t, *parts] if len(parts) > 1 else [t]
+    return [stem(t) for t in found]
 
 class BM25:
     "Search by words."
@@ -249,7 +265,7 @@ class Retriever:
         return float((self.vectors[self.first[row]:self.first[row + 1]] @ vector).max())
 
     def search(self, question:str, k:int=5,
-               mode:str="hybrid",         # bm25, dense or hybrid
+               mode:str="hybrid",         # bm25, dense, or both of them
                depth:int=50,              # how far down each list the fusion looks
               ) -> list[Hit]:             # best first
         "The `k` passages that fit a question best. Raises `NotesError` for another mode."
@@ -257,7 +273,8 @@ class Retriever:
         if mode == "bm25": found = self.bm25.search(question, k)
         elif mode == "dense": found = self.nearest(vector, k)
         elif mode == "hybrid":
-            both = self.bm25.search(question, depth), self.nearest(vector, depth)
-            found = rrf([[row for row, _ in ranking] for ranking in both])[:k]
+            rankings = [self.bm25.search(question, depth)]
+            if self.embedder.knows(question): rankings.append(self.nearest(vector, depth))
+            found = rrf([[row for row, _ in ranking] for ranking in rankings])[:k]
         else: raise NotesError(f"There is no mode {mode!r}. Use bm25, dense or hybrid.")
         return [Hit(self.chunks[r], s, self.cosine(r, vector)) for r, s in found]

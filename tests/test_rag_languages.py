@@ -1,0 +1,105 @@
+"""Notes in Chinese: found, answered, refused and cited as in English; nothing false passes."""
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from mlcourse.assets import STANDINS
+from mlcourse.evals import is_refusal, sentences, support, supported, unsupported, words
+from mlcourse.notes import decode_named, read_folder
+from mlcourse.rag import GATES, answer
+from mlcourse.search import BM25, Retriever, Store, tokenize
+from test_search import Letters
+
+CASES = json.loads((Path(__file__).parent / "rag_languages.json").read_text("utf-8"))
+NOTES, TEXTS = CASES["notes"], CASES["encodings"]
+ASKED = CASES["asked"]   # question, file, true sentence, false sentences
+
+
+
+class Blind(Letters):
+    "An embedder that does not know Chinese."
+    def knows(self, text): return text.isascii()
+    def encode_question(self, text): return self.encode([text])[0]
+
+class Says:
+    "An engine that says one thing."
+    def __init__(self, text): self.text = text
+    def chat(self, messages, max_new_tokens): return SimpleNamespace(text=self.text)
+
+
+@pytest.fixture(params=list(NOTES))
+def script(request, tmp_path):
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    for name, text in NOTES[request.param].items(): (notes / name).write_text(text, "utf-8")
+    store = Store(tmp_path / "store", Blind(), 400)
+    store.update(notes)
+    return Retriever(store), ASKED[request.param]
+
+
+def test_the_right_file_is_first(script):
+    retriever, asked = script
+    found = [retriever.search(q, 1)[0].chunk.path == file for q, file, _, _ in asked]
+    assert sum(found) >= 5, found
+
+
+def test_true_sentences_are_kept_and_false_ones_never(script):
+    retriever, asked = script
+    gate, answered = GATES[STANDINS["embedder"]], 0
+    for question, file, true, false in asked:
+        found = answer(question, retriever, Says(true), k=3, gate=gate)
+        answered += not found.refused and found.citations[0][1].path == file
+        for sentence in false:
+            said = answer(question, retriever, Says(sentence), k=3, gate=None)
+            assert said.refused, (sentence, said.text)
+    assert answered >= 5
+
+
+def test_a_set_of_forty_false_sentences():
+    certified = [s for script, asked in ASKED.items() for _, file, true, false in asked
+                 for s in false if supported(s, NOTES[script][file])]
+    assert sum(len(false) for asked in ASKED.values() for *_, false in asked) >= 40
+    assert certified == []
+    for script, asked in ASKED.items():
+        for _, file, true, _ in asked:
+            passage = NOTES[script][file]
+            assert support(true, passage) == 1.0 and supported(true, passage), true
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("Tür schließt", ["tür", "schließt"]), ("Привет мир", ["привет", "мир"]),
+    ("שלום עולם", ["שלום", "עולם"]), ("灯塔", ["灯", "塔", "灯塔"])])
+def test_words_of_every_script_are_found(text, expected):
+    assert tokenize(text) == expected and words(text)
+    index = BM25([text, "something else"])
+    assert index.search(text, 1)[0][0] == 0
+
+
+def test_nothing_that_was_not_compared_is_supported():
+    for sentence in ("", "It is.", "???", "[1]", "的"):
+        assert not supported(sentence, "The lamp is electric. 灯塔很高。"), sentence
+    assert unsupported("Anna wrote 7 letters.", "Bram wrote 8 letters.") == {"anna", "7"}
+
+
+def test_sentences_end_in_every_script():
+    assert sentences("风很大。雨也很大！谁来？") == ["风很大。", "雨也很大！", "谁来？"]
+    said = [is_refusal(s) for s in ("我不知道。", "筆記裡沒有提到。", "塔高三十一米。")]
+    assert said == [True, True, False]
+
+
+@pytest.mark.parametrize("encoding", TEXTS)
+def test_old_encodings_are_read_and_said_to_be_guesses(tmp_path, encoding):
+    text = TEXTS[encoding]
+    (tmp_path / "note.md").write_bytes(text.encode(encoding))
+    (tmp_path / "plain.md").write_text("灯塔", "utf-8")
+    texts, left_out = read_folder(tmp_path)
+    assert texts == {"note.md": text, "plain.md": "灯塔"}
+    assert list(left_out) == ["note.md"] and "guess" in left_out["note.md"]
+
+
+def test_one_bad_byte_costs_one_character():
+    raw = "塔高三十一米。守塔人是艾达。".encode()
+    for bad in (raw[:9] + b"\xff" + raw[9:], raw[:-1], raw[:10] + b"\xff" + raw[11:]):
+        text, guess = decode_named(bad)
+        assert not guess and "守塔人是艾达" in text
