@@ -20,15 +20,14 @@ from .measure import (benchmark, measure_step, need_card, other_planners, t4_row
 from .workload import MIB, PlanError, Workload, optimizer_name
 
 # %% auto #0
-__all__ = ['GIB', 'DATA', 'CONTEXT_MIB', 'DESKTOP_MIB', 'CARD_MIB', 'PARTS', 'MARGIN', 'BAND', 'COLOURS', 'CHEAP', 'LETTERS',
-           'widths', 'layer_shapes', 'parameters', 'weight_bytes', 'adapter_parameters', 'training_bytes',
-           'activation_bytes', 'logits_bytes', 'kv_bytes', 'card_mib', 'Plan', 'ruled', 'check', 'by_rules', 'traced',
-           'parts_at_peak', 'Prediction', 'predict', 'stack', 'plot_stack', 'options', 'find_remedies', 'bar', 'show',
-           'plan', 'show_measured', 'plan_of', 'against', 'answers', 'bench_vram']
+__all__ = ['GIB', 'CONTEXT_MIB', 'DESKTOP_MIB', 'CARD_MIB', 'PARTS', 'MARGIN', 'BAND', 'COLOURS', 'CHEAP', 'LETTERS', 'widths',
+           'layer_shapes', 'parameters', 'weight_bytes', 'adapter_parameters', 'training_bytes', 'activation_bytes',
+           'logits_bytes', 'kv_bytes', 'card_mib', 'Plan', 'ruled', 'check', 'by_rules', 'traced', 'parts_at_peak',
+           'Prediction', 'predict', 'stack', 'plot_stack', 'options', 'find_remedies', 'bar', 'show', 'plan',
+           'show_measured', 'plan_of', 'against', 'answers', 'bench_vram']
 
 # %% ../nbs/week1/02_vram.ipynb #ef14df31
 GIB = 2**30
-DATA = Path(mlcourse.__file__).parent/"data"
 
 # %% ../nbs/week1/02_vram.ipynb #47eb3dff
 def widths(c:dict,                       # a configuration
