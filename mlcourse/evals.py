@@ -8,6 +8,7 @@ import re, string, unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 import numpy as np
 import regex
 
@@ -168,6 +169,7 @@ def is_dense(token:str) -> bool:
     "Is it of a script that is written without spaces?"
     return bool(regex.match(DENSE, token))
 
+@lru_cache(50_000)
 def stem(word:str) -> str:
     "Lower case; in plain ASCII also the English stem."
     from Stemmer import Stemmer

@@ -52,7 +52,7 @@ def gold_ids(q:Question, chunks:Iterable[Chunk]) -> set[str]:
     return {c.id for c in chunks for path, quote in q.gold
             if c.path == path and spaced(quote) in spaced(c.text)}
 
-# %% ../nbs/week1/04_rag.ipynb #534ef24f
+# %% ../nbs/week1/04_rag.ipynb #20a0839c
 EXAMPLES = (
     ("The mill on the hill was built by Jan Roos in 1702. It grinds oats and has five sails.",
      "Who built the mill?", "The mill was built by Jan Roos."),
@@ -73,7 +73,7 @@ def passage_text(chunk:Chunk) -> str:
     if chunk.kind != "markdown": return chunk.text
     return re.sub(r"(?m)^#+ .*\n*", "", chunk.text).strip() or chunk.text
 
-# %% ../nbs/week1/04_rag.ipynb #97966477
+# %% ../nbs/week1/04_rag.ipynb #4f5c5261
 NOT_FOUND = "I do not find this in your notes."
 LIST_MARK = re.compile(r"(?m)^\s*(?:\d+[.)]|[-*])\s+")   # before an item; no sentence of its own
 

@@ -13,7 +13,7 @@ from mlcourse.run import inputs, needs, run_course, run_key
 from test_run import write
 
 MACHINERY = ("lib/", "tools/")
-RAG = {"week1/04_rag", "week1/05_rag_better", "week1/06_agent"}
+RAG = {"week1/04_rag", "week1/06_agent"}
 
 
 VERSION = functools.cache(importlib.metadata.version)   # it takes 2 ms, and is asked 10,000 times
