@@ -43,7 +43,7 @@ class KVCache:
         keys[:, :, self.length:end], values[:, :, self.length:end] = k, v
         return keys[:, :, :end], values[:, :, :end]
 
-# %% ../nbs/week2/04_tiny_lm_more.ipynb #b444b941
+# %% ../nbs/week2/04_tiny_lm_more.ipynb #3a31172f
 class CachedAttention(ModernAttention):
     "Attention whose new tokens also see the keys and values of a cache."
     norm = rms_norm   # of queries and keys
@@ -51,7 +51,7 @@ class CachedAttention(ModernAttention):
     def forward(self, x:Tensor, cache:KVCache|None=None, layer:int=0) -> Tensor:
         start, n = cache.length if cache else 0, x.shape[1]
         q, k, v = Attention.heads(self, x)
-        q, k = rotate(self.norm(q), start), rotate(self.norm(k), start)
+        q, k = rotate(self.norm(torch.stack([q, k])), start)
         if cache: k, v = cache.extend(layer, k, v)
         mask = None if start == 0 or n == 1 else _seen(n, start, x.device)
         y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None and n > 1)
