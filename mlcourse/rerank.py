@@ -54,7 +54,7 @@ class CrossEncoderReranker:
                      for i in range(0, len(pairs), batch_size)]
         return torch.cat(parts).numpy() if parts else np.zeros(0, "float32")
 
-# %% ../nbs/week1/05_rag_better.ipynb #0ba78aff
+# %% ../nbs/week1/05_rag_better.ipynb #01f044a5
 #| code-fold: true
 #| code-summary: "Training: the right note must score highest in its group"
 def train_reranker(reranker:CrossEncoderReranker,
