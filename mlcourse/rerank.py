@@ -54,19 +54,21 @@ class CrossEncoderReranker:
                      for i in range(0, len(pairs), batch_size)]
         return torch.cat(parts).numpy() if parts else np.zeros(0, "float32")
 
-# %% ../nbs/week1/05_rag_better.ipynb #473d65f4
+# %% ../nbs/week1/05_rag_better.ipynb #01f044a5
 #| code-fold: true
 #| code-summary: "Training: the right note must score highest in its group"
 def train_reranker(reranker:CrossEncoderReranker,
                    groups:Sequence[tuple[str, Sequence[str]]],   # question; notes, right one first
                    steps:int, learning_rate:float, batch_size:int=8,   # groups a step
+                   frozen_layers:int=0,       # from the bottom; they stay as they are
                    seed:int=0, progress:Progress=no_progress,
                   ) -> list[float]:   # loss of each step; ln(notes in a group) is chance
     "Teach it to score the first note of a group highest. Embeddings of words stay as they are."
     import torch
     from transformers import get_linear_schedule_with_warmup
     model, dice, losses = reranker.model.train(), random.Random(seed), []
-    model.base_model.embeddings.requires_grad_(False)
+    for part in (model.base_model.embeddings, *model.base_model.encoder.layer[:frozen_layers]):
+        part.requires_grad_(False)
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, learning_rate)
     schedule = get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
