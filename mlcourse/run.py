@@ -87,7 +87,8 @@ def mentions(source:str) -> tuple[set[str], set[str]]:   # dotted names of impor
             case ast.Call(func=ast.Name(id=f) | ast.Attribute(attr=f), args=args) if f in _BY_NAME:
                 literal = args and isinstance(args[0], ast.Constant)
                 names.add(args[0].value if literal else "mlcourse.*")
-            case ast.Name(id="lessons"): names.add("mlcourse.course.lessons")
+            case ast.Call(func=ast.Name(id="lessons") | ast.Attribute(attr="lessons")):
+                names.add("mlcourse.course.lessons")
             case ast.Constant(value=str(text)):
                 strings.add(text)
                 names.update(re.findall(r"\bmlcourse\.[a-z]\w*", text))

@@ -74,12 +74,9 @@ def test_a_lesson_of_our_own(tmp_path, monkeypatch):
 
 UNTRIED, MENDED = "not rehearsed yet", "mended, and not rehearsed whole since"
 KNOWN = {   # lesson: why it may fail
-    "week1/04_rag": MENDED,
-    "week1/05_rag_better": UNTRIED,
     "week1/06_agent": MENDED,
     "week2/01_instruction_data": UNTRIED,
     "week2/02_qlora": UNTRIED,
-    "week2/03_preference": "a model without a pad token",
     "week2/04_tiny_lm": UNTRIED,
     "week2/06_ablations": UNTRIED,
     "clinic/01_scale_out": UNTRIED}
