@@ -14,11 +14,13 @@ from .assets import fetch
 from .course import command
 from .files import Progress, UsageError, no_progress, progress_bar
 
+class TinyLMError(UsageError):
+    "A text, a setting or a request that cannot work; the message says what to change."
+
 # %% auto #0
-__all__ = ['rms_norm', 'NANOGPT_CPU', 'window_losses', 'attention_weights', 'Attention', 'MLP', 'Block', 'TinyLM', 'rotate',
-           'RMSNorm', 'ModernAttention', 'ModernMLP', 'ModernBlock', 'ModernLM', 'muon', 'trapezoid', 'train',
-           'generate', 'TinyLMError', 'read_text', 'stdlib_text', 'corpus', 'CharTokenizer', 'split', 'windows',
-           'bench_tinylm']
+__all__ = ['rms_norm', 'NANOGPT_CPU', 'TinyLMError', 'window_losses', 'attention_weights', 'Attention', 'MLP', 'Block', 'TinyLM',
+           'rotate', 'RMSNorm', 'ModernAttention', 'ModernMLP', 'ModernBlock', 'ModernLM', 'muon', 'trapezoid', 'train',
+           'generate', 'read_text', 'stdlib_text', 'corpus', 'CharTokenizer', 'split', 'windows', 'bench_tinylm']
 
 # %% ../nbs/week2/04_tiny_lm.ipynb #970f2a5d
 @torch.no_grad()
@@ -28,8 +30,7 @@ def window_losses(model:nn.Module,         # with a `context`; ids (batch, token
     "Losses on windows of the model's context. Raises `TinyLMError` if there is not one."
     n = min(n, (len(ids) - 1) // model.context)
     if n < 1:
-        raise TinyLMError(f"{len(ids)} held-out tokens are not one window of {model.context}. "
-                          "Use a longer text or a shorter context.")
+        raise TinyLMError(f"{len(ids)} tokens are not one window of {model.context}: take more.")
     starts = torch.arange(n) * ((len(ids) - 1) // n)
     windows = ids[starts[:, None] + torch.arange(model.context + 1)]
     losses, device = [], next(model.parameters()).device
@@ -58,7 +59,8 @@ class Attention(nn.Module):
 
     def heads(self, x:Tensor) -> tuple[Tensor, Tensor, Tensor]:
         "Queries, keys and values of all heads, each (batch, heads, tokens, size)."
-        return self.qkv(x).unflatten(-1, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4).unbind()
+        x = self.qkv(x).unflatten(-1, (3, self.n_head, -1))   # (batch, tokens, 3, heads, size)
+        return x.permute(2, 0, 3, 1, 4).unbind()
 
     def forward(self, x:Tensor) -> Tensor:   # shape (batch, tokens, dim), like `x`
         y = F.scaled_dot_product_attention(*self.heads(x), is_causal=True)
@@ -66,7 +68,7 @@ class Attention(nn.Module):
 
 # %% ../nbs/week2/04_tiny_lm.ipynb #bd714ec9
 class MLP(nn.Module):
-    "Widen four times, bend (GELU), narrow: each token by itself."
+    "Widen four times, GELU, narrow: each token by itself."
     def __init__(self, dim:int):
         super().__init__()
         self.up = nn.Linear(dim, 4 * dim, bias=False)
@@ -149,7 +151,6 @@ class ModernBlock(Block):
         self.attention, self.mlp = ModernAttention(dim, n_head), ModernMLP(dim)
         self.norm1 = self.norm2 = rms_norm
 
-# %% ../nbs/week2/04_tiny_lm.ipynb #34f63171
 class ModernLM(TinyLM):
     "The transformer with today's pieces."
     block = ModernBlock
@@ -176,8 +177,7 @@ def trapezoid(t:float) -> float:   # part of the training that is done, 0 to 1
     return min(1.0, t / 0.025 + 0.02, (1 - t) / 0.6)
 
 def train(model:nn.Module, ids:Tensor,    # training tokens, shape (tokens,), on the CPU
-          optimizers:list[torch.optim.Optimizer],
-          steps:int, batch_size:int,      # windows a step
+          optimizers:list[torch.optim.Optimizer], steps:int, batch_size:int,   # windows a step
           seed:int=0, bf16:bool=False,    # bf16: products in bfloat16
           progress:Progress=no_progress,  # told of every step
          ) -> list[float]:                # the loss of each step, nats a token
@@ -216,9 +216,6 @@ def generate(model:nn.Module, ids:Tensor,   # the prompt, shape (tokens,)
     return ids
 
 # %% ../nbs/week2/04_tiny_lm.ipynb #11dc55c2
-class TinyLMError(UsageError):
-    "A text, a setting or a request that cannot work; the message says what to change."
-
 def read_text(path:str|Path) -> str:
     "The text of a UTF-8 file. Raises `TinyLMError` if it is missing, too short, or no text."
     path = Path(path)
@@ -233,17 +230,20 @@ def read_text(path:str|Path) -> str:
     if why: raise TinyLMError(f"{path} {why}")
     return text
 
-def stdlib_text(chars:int=2_000_000) -> str:   # stop at so many characters
+def stdlib_text(chars:int=2_000_000) -> str:   # at most so many characters
     "This interpreter's standard library in plain ASCII, without docstrings and comments."
     files = [p.read_bytes() for p in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))]
-    text = "\n".join(file.decode() for file in files if file.isascii())
-    drop = (r'(?s)[rR]?""".*?"""', '""'), (r'(?m)^ *(#.*|"")\n', ""), (r"(?m) +#.*$| +$", "")
+    text = "\0\n".join(file.decode() for file in files if file.isascii())
+    drop = (r'[rR]?"""[^\0]*?"""', '""'), (r'(?m)^ *(#.*|"")\n', ""), (r"(?m) +#.*$| +$", "")
     for pattern, new in (*drop, (r"\n{3,}", "\n\n")): text = re.sub(pattern, new, text)
-    return text[:chars]
+    chars = min(chars, len(text))
+    end = text.rfind("\0", 0, int(0.9 * chars))   # `split` cuts where a module ends
+    return text[:math.ceil(end / 0.9) if end > 0 else chars].replace("\0", "\n")
 
-def corpus(name:str, chars:int=2_000_000) -> str:   # stdlib, tinyshakespeare, or a file's path
+def corpus(name:str, chars:int=2_000_000) -> str:   # stdlib, letters, tinyshakespeare, or a path
     "A text, at most so long. Raises `TinyLMError`, and `AssetError` if it cannot be fetched."
     if name == "stdlib": return stdlib_text(chars)
+    if name == "letters": return re.sub(r"[^A-Z\n]+", " ", stdlib_text(chars).upper())
     return read_text(fetch(name) if name == "tinyshakespeare" else name)[:chars]
 
 # %% ../nbs/week2/04_tiny_lm.ipynb #6892d265
@@ -259,8 +259,7 @@ class CharTokenizer:
         "The numbers of a text. Raises `TinyLMError` for a character that is not in the vocabulary."
         try: return torch.tensor([self.ids[c] for c in text], dtype=torch.long)
         except KeyError as e:
-            raise TinyLMError(f"The character {e.args[0]!r} does not occur in the training text, "
-                              "so it has no number.") from None
+            raise TinyLMError(f"{e.args[0]!r} has no number: the training text lacks it.") from None
 
     def decode(self, ids) -> str:
         "The text of some numbers."
@@ -273,8 +272,7 @@ def split(ids:Tensor) -> tuple[Tensor, Tensor]:   # the first 90 % of the tokens
 def windows(ids:Tensor, context:int, batch_size:int, steps:int, seed:int):
     "Batches, (batch_size, context + 1) tokens: no window twice in a pass, random offsets."
     if len(ids) < 2 * context + 1:
-        raise TinyLMError(f"{len(ids)} training tokens do not hold two windows of {context}. "
-                          "Use a longer text or a shorter context.")
+        raise TinyLMError(f"{len(ids)} tokens are not two windows of {context}: use more text.")
     generator = torch.Generator().manual_seed(seed)
     place, deck = torch.arange(context + 1), torch.empty(0, dtype=torch.long)
     for _ in range(steps):

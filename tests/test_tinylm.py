@@ -197,6 +197,46 @@ def test_window_losses_are_those_of_the_windows():
     with pytest.raises(TinyLMError, match="not one window"): window_losses(lm, ids[:64])
 
 
+def test_a_text_in_another_alphabet_goes_all_the_way(tmp_path):
+    "Chinese: no letter of a prompt of ours occurs."
+    path = tmp_path / "story.txt"
+    story = "从前有座山，山里有座庙，庙里有个老和尚，老和尚在讲故事。讲的是什么？\n"
+    path.write_text(story * 400, encoding="utf-8")
+    text = tinylm.corpus(path)
+    tok = tinylm.CharTokenizer(text)
+    train_ids, val_ids = tinylm.split(tok.encode(text))
+    torch.manual_seed(0)
+    lm = ModernLM(vocab=len(tok), n_layer=1, n_head=2, dim=32, context=32)
+    train(lm, train_ids, muon(lm), 60, 8)
+    assert window_losses(lm, val_ids, 20).mean() < 1   # a fresh one has 3.3
+    told = tok.decode(generate(lm, val_ids[:8], 40, temperature=0))
+    assert story.strip()[:4] in told
+    with pytest.raises(TinyLMError, match="'d' has no number"): tok.encode("def ")
+
+
+def test_the_library_is_cut_where_a_module_ends():
+    for chars in (20_000, 200_000):
+        text = stdlib_text(chars)
+        held = text[int(0.9 * len(text)):]
+        assert 0 < len(text) <= chars and "\0" not in text
+        assert held.startswith("\n\n") and not held[2:].startswith(" ")
+
+
+def test_without_its_mask_a_model_learns_to_peek(monkeypatch):
+    text = stdlib_text(60_000)
+    tok = tinylm.CharTokenizer(text)
+    train_ids, val_ids = tinylm.split(tok.encode(text))
+    def loss():
+        torch.manual_seed(0)
+        lm = ModernLM(vocab=len(tok), n_layer=2, n_head=2, dim=32, context=32)
+        train(lm, train_ids, muon(lm), 100, 8)
+        return window_losses(lm, val_ids, 100).mean()
+    honest, real = loss(), nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention",
+                        lambda q, k, v, is_causal: real(q, k, v))
+    assert loss() < honest - 0.5
+
+
 def test_parameters_are_those_of_nanogpt():
     size = sum(p.numel() for p in ModernLM(65, **tinylm.NANOGPT_CPU).parameters())
     assert abs(size / 795_904 - 1) < 0.01
