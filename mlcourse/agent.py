@@ -302,6 +302,7 @@ def with_links(text:str,                          # the answer
 # %% ../nbs/week1/06_agent.ipynb #cd2a4ce3
 def chat_app(folder:str|Path,                          # the notes
              reply:Callable[[str], tuple[str, list]],  # to an answer and its numbered chunks
+             warning:str="",                          # shown above the chat, such as unread files
             ):                                         # a FastAPI application
     "A chat at `/`, and the sources that its answers cite at `/source/PATH`."
     import gradio as gr
@@ -324,6 +325,7 @@ def chat_app(folder:str|Path,                          # the notes
         except Exception as e: return plain(f"Something went wrong ({type(e).__name__}).")
     font = gr.themes.Font("system-ui"), gr.themes.Font("sans-serif")
     about = f"Answers come from {Path(folder).name}, with their sources, or not at all."
+    if warning: about += "<br>" + plain(warning)
     with gr.Blocks(title="Your notes", analytics_enabled=False) as page:
         gr.ChatInterface(respond, title="Ask your notes", description=about,
                          chatbot=gr.Chatbot(buttons=["copy"], label="Conversation"))
@@ -348,10 +350,12 @@ def chat(folder:str,          # the folder with your notes
         print("Reading your notes ...", flush=True)
         key = hashlib.sha256(f"{notes} {cfg.embedder}".encode()).hexdigest()[:16]
         store = Store(cache_dir()/"rag"/key, Embedder(cfg.embedder))
-        with progress_bar("Your notes") as progress: store.update(notes, progress=progress)
+        with progress_bar("Your notes") as progress:
+            warning = store.update(notes, progress=progress).warning()
+        if warning: print(warning, flush=True)
         retriever = Retriever(store)
         with llama_cpp(served_gguf(cfg.gguf), 4096) as engine:
             def reply(question):
                 found = answer(question, retriever, engine)
                 return found.text, found.citations
-            return serve(chat_app(notes, reply), s, "The chat over your notes")
+            return serve(chat_app(notes, reply, warning), s, "The chat over your notes")

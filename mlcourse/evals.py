@@ -83,7 +83,8 @@ class PairedTest:
     @property
     def interval(self) -> str: return f"{self.difference:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
 
-    def __str__(self): return f"{self.interval}, p = {self.p:.3f}"
+    def __str__(self):
+        return f"{self.interval}, p {'< 0.001' if self.p < 0.001 else f'= {self.p:.3f}'}"
 
 def paired_test(a:Sequence[float],  # one value a question, system A
                 b:Sequence[float],  # the same questions, system B

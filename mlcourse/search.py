@@ -4,7 +4,7 @@
 
 # %% ../nbs/tools/12_search.ipynb #5826b9a4
 from __future__ import annotations
-import io, json, shutil, textwrap, time
+import io, json, logging, shutil, textwrap, time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -32,9 +32,10 @@ class Embedder:
     def __init__(self, name:str=STANDINS["embedder"],   # of the course (see `ASSETS`), or a folder
                  max_seq_length:int=256):               # tokens; longer texts are cut
         import torch
+        import transformers
+        logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)   # 4-bit kernels
         from sentence_transformers import SentenceTransformer
-        from transformers.utils import logging
-        logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()
         path = Path(name) if Path(name).is_dir() else fetch(name)
         self.name, self.device = name, "cuda" if torch.cuda.is_available() else "cpu"
         self.model = SentenceTransformer(str(path), device=self.device).to(torch.bfloat16).eval()
@@ -164,8 +165,14 @@ class Update:
     chunks: int           # in the store now
     embedded: int         # windows newly embedded
     removed: int          # gone since the last time
-    left_out: dict        # files that could not be read, with the reason
+    left_out: dict        # files that could not be read, or by a guess, with the reason
     seconds: float
+
+    def warning(self, most:int=10) -> str:   # files that are named
+        "What was not read, or read by a guess, for whoever owns the notes; empty if nothing."
+        lines = [f"  {name}: {why}" for name, why in self.left_out.items()]
+        if len(lines) > most: lines[most:] = [f"  and {len(lines) - most} more"]
+        return "\n".join(["Not read, or not for certain:", *lines]) if lines else ""
 
 class Store:
     "Chunks and their vectors on disk."

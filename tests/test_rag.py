@@ -1,6 +1,11 @@
 """The question set of the RAG lesson."""
+import json
+from importlib.resources import files
+
 from mlcourse.notes import ingest
 from mlcourse.rag import gold_ids, island_notes, load_questions
+
+DATA = files("mlcourse") / "data/rag"
 
 
 def test_every_gold_quote_is_in_one_chunk():
@@ -23,3 +28,12 @@ def test_a_quote_occurs_once_in_all_notes():
         for path, quote in q.gold:
             everywhere = sum(t.count(quote) for t in texts.values())
             assert everywhere == texts[path].count(quote) == 1, q.id
+
+
+def test_the_drafts_that_were_read_are_those_of_the_english_test_half():
+    read = [json.loads(line) for line in (DATA / "read_by_hand.jsonl").open(encoding="utf-8")]
+    english = [q for q in load_questions()
+               if q.kind in ("prose", "table", "code") and int(q.id[1:]) % 2 == 0]
+    assert [r["id"] for r in read] == [q.id for q in english]
+    assert {r["refused_by"] for r in read} == {"", "gate", "check"}
+    assert all(isinstance(r["right"], bool) and r["draft"] for r in read)
