@@ -367,7 +367,8 @@ def course_data(lines:int=700,         # log lines to begin with
     "The set of week 2, log records and ordinary questions, prepared once and then cached."
     def build(folder):
         write_jsonl(folder/"raw.jsonl", from_logs(make_logs(lines, seed))[0])
-        report = prepare(folder/"raw.jsonl", folder, dev_share, numbers=False)
+        report = prepare(folder/"raw.jsonl", folder, dev_share, numbers=False,
+                         max_loss=0.6)   # of 20,000 made lines, half are near copies
         ordinary = general_pairs() * rehearsals
         rows = read_pairs(folder/"train.jsonl")[0] + ordinary
         random.Random(seed).shuffle(rows)

@@ -4,7 +4,7 @@
 
 # %% ../nbs/tools/07_train.ipynb #fa767989
 from __future__ import annotations
-import errno, os, sys, time, warnings
+import errno, netrc, os, sys, time, warnings
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, field
 from datetime import timedelta
@@ -152,6 +152,13 @@ def resume_from(flags:Flags, progress:Progress=print_progress) -> Path|None:
              "There is no whole checkpoint yet: starting from the beginning.")
     return checkpoint
 
+def _wandb_key() -> bool:
+    "Is there a key, in WANDB_API_KEY or where `wandb login` leaves it?"
+    if os.environ.get("WANDB_API_KEY"): return True
+    path = os.environ.get("NETRC") or Path.home()/".netrc"
+    try: return netrc.netrc(path).authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError): return False
+
 def _open_output(flags:Flags):
     "The output folder with its note. Trackers write below it; W&B sends nothing without a key."
     out = Path(flags.output_dir)
@@ -159,7 +166,7 @@ def _open_output(flags:Flags):
     if is_main(): write_json(out/"run.json", _note(flags))
     for variable, folder in TRACKERS[flags.report_to].items():
         os.environ.setdefault(variable, str(out/folder))
-    if flags.report_to == "wandb" and not os.environ.get("WANDB_API_KEY"):
+    if flags.report_to == "wandb" and not _wandb_key():
         os.environ.setdefault("WANDB_MODE", "offline")
 
 def is_main() -> bool:
@@ -199,6 +206,9 @@ def make_trainer(flags:Flags, model, tok,
     import torch
     from transformers import PrinterCallback, set_seed
     from trl import SFTTrainer
+    from trl.trainer import utils
+    if not torch.cuda.is_available():             # TRL scores only labelled positions where Triton
+        utils._use_triton = lambda device: True   # is, elsewhere all; a processor can have it, too
     warnings.filterwarnings("ignore", message=".*checkpointing.*", category=FutureWarning)
     class Trainer(SFTTrainer):
         def training_step(self, *args, **kw):

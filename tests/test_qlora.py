@@ -6,9 +6,9 @@ import pytest
 from mlcourse.files import UsageError, no_progress
 from mlcourse.hub import hub, thin_model
 from mlcourse.instruct import DataError, course_data, read_pairs, write_jsonl
-from mlcourse.qlora import answers, load_base, main, source_of, train
-from mlcourse.train import (FlagError, Flags, TrainError, check_flags, damage, last_checkpoint,
-                            launch_command, launch_configs, parse_flags, seal)
+from mlcourse.qlora import answers, encode_file, load_base, main, source_of, train
+from mlcourse.train import (FlagError, Flags, TrainError, _wandb_key, check_flags, damage,
+                            last_checkpoint, launch_command, launch_configs, parse_flags, seal)
 
 ROOT = Path(__file__).resolve().parent.parent
 GUIDE = ("--model_name meta-llama/Meta-Llama-3.1-8B-Instruct --dataset your.jsonl --load_in_4bit "
@@ -107,6 +107,24 @@ def test_a_checkpoint_is_whole_or_passed_over(tmp_path):
     assert last_checkpoint(tmp_path, hear) is None
 
 
+def test_wandb_finds_its_key(tmp_path, monkeypatch):
+    "In WANDB_API_KEY, or in the file where `wandb login` leaves it."
+    file = tmp_path/"netrc"
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(file))
+    assert not _wandb_key()                                    # no such file
+    for words, found in (("nonsense", False),
+                         ("machine other.com login me password x", False),
+                         ("machine api.wandb.ai login user password x", True)):
+        file.write_text(words + "\n", encoding="utf-8")
+        file.chmod(0o600)
+        assert _wandb_key() == found, words
+    monkeypatch.setenv("NETRC", str(tmp_path))                 # a folder
+    assert not _wandb_key()
+    monkeypatch.setenv("WANDB_API_KEY", "x")
+    assert _wandb_key()
+
+
 def test_launch_configurations_are_accelerates(tmp_path):
     from accelerate.commands.config.config_args import load_config_from_file
     read = {name: load_config_from_file(str(path)) for name, path in launch_configs().items()}
@@ -185,6 +203,24 @@ def test_gradients_pass_after_an_evaluation(small):
     layer.train()(x).sum().backward()
     expected = weight.sum(0)
     assert (x.grad.float() - expected).abs().max() < 0.02 * expected.abs().max()
+
+
+@pytest.mark.slow
+def test_a_processor_scores_labelled_positions_alone(small, tmp_path, monkeypatch):
+    "As TRL does on a card: in an epoch, as many as there are labels in the data."
+    import torch
+    from trl.trainer import utils
+    if torch.cuda.is_available(): pytest.skip("TRL's own way")
+    real, seen = utils._ChunkedLogProbFunction.apply, []
+    class Counted:
+        @staticmethod
+        def apply(hidden, weight, bias, targets, *more):
+            seen.append(len(targets))
+            return real(hidden, weight, bias, targets, *more)
+    monkeypatch.setattr(utils, "_ChunkedLogProbFunction", Counted)
+    result = train(flags_for(small, tmp_path, max_steps=-1))
+    rows = encode_file(str(small/"train.jsonl"), result.tok, flags_for(small, tmp_path))
+    assert sum(seen) == sum(label != -100 for r in rows for label in r["labels"])
 
 
 @pytest.mark.slow
@@ -304,6 +340,7 @@ def test_two_runs_are_not_mixed(small, tmp_path):
 @pytest.mark.slow
 def test_wandb_offline(small, tmp_path, monkeypatch):
     for name in ("API_KEY", "MODE", "DIR"): monkeypatch.delenv(f"WANDB_{name}", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path/"none"))
     flags = flags_for(small, tmp_path, report_to="wandb", max_steps=2)
     done = subprocess.run(command(flags), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
