@@ -72,17 +72,10 @@ def test_a_lesson_of_our_own(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "out" / "rehearsal.json").read_text()) == [row]
 
 
-UNTRIED = "not rehearsed yet"
-KNOWN = {   # lesson: why it may fail
-    "week2/02_qlora": UNTRIED,
-    "week2/04_tiny_lm": UNTRIED}
-
 @pytest.mark.rehearsal
 @pytest.mark.parametrize("path", LESSONS, ids=lambda p: f"{p.parent.name}/{p.stem}")
-def test_the_12gb_column(path, request, tmp_path_factory):
+def test_the_12gb_column(path, tmp_path_factory):
     "Every code cell runs. In course order: later lessons take what earlier ones leave."
-    name = f"{path.parent.name}/{path.stem}"
-    if name in KNOWN: request.applymarker(pytest.mark.xfail(strict=False, reason=KNOWN[name]))
     out = tmp_path_factory.getbasetemp() / "rehearsal"
     row = rehearse.rehearse([str(path)], str(out))[0]
     assert row["status"] == "ok" and not row["not_run"], rehearse.described(row)
