@@ -283,7 +283,7 @@ def montage(pictures:list[Picture],       # of one size
     tiles += [np.full_like(tiles[0], 127)] * (-len(tiles) % columns)
     return np.vstack([np.hstack(tiles[i:i + columns]) for i in range(0, len(tiles), columns)])
 
-# %% ../nbs/tools/18_worlds.ipynb #84542ab7
+# %% ../nbs/tools/18_worlds.ipynb #f217f617
 def split_pairs(world:World=CENTRED,
                 share:float=.2, seed:int=0,   # share: of the pairs that are held out, at most
                ) -> tuple[tuple, tuple]:  # (colour, label) pairs: for training, and held out
