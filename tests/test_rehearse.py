@@ -74,7 +74,6 @@ def test_a_lesson_of_our_own(tmp_path, monkeypatch):
 
 UNTRIED = "not rehearsed yet"
 KNOWN = {   # lesson: why it may fail
-    "week2/02_qlora": UNTRIED,
     "week2/04_tiny_lm": UNTRIED}
 
 @pytest.mark.rehearsal
