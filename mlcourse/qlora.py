@@ -154,8 +154,9 @@ def make_plan(flags:Flags,
               world:int=1,          # processes
              ) -> RunPlan:
     "Steps, tokens and memory of a run. Raises `PlanError` for a model whose shape is not known."
+    from mlcourse.configs import find_config
     from mlcourse.tier import find_cards
-    from mlcourse.vram import Plan, adapter_parameters, by_rules, find_config, predict
+    from mlcourse.vram import Plan, adapter_parameters, by_rules, predict
     batch, accumulation = flags.per_device_train_batch_size, flags.gradient_accumulation_steps
     per_epoch = math.ceil(math.ceil(len(encoded) / (batch * world)) / accumulation)
     steps = flags.max_steps

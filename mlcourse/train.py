@@ -157,7 +157,7 @@ def _wandb_key() -> bool:
     if os.environ.get("WANDB_API_KEY"): return True
     path = os.environ.get("NETRC") or Path.home()/".netrc"
     try: return netrc.netrc(path).authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError): return False
+    except (OSError, ValueError, netrc.NetrcParseError): return False
 
 def _open_output(flags:Flags):
     "The output folder with its note. Trackers write below it; W&B sends nothing without a key."
