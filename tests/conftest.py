@@ -6,7 +6,12 @@ from pathlib import Path
 # `make` runs two processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import pytest
+
+# The same cases each time, so that a red run can be repeated; once a week new ones are drawn.
+hypothesis.settings.register_profile("repeatable", derandomize=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST = ["test_site", "test_vram", "test_static", "test_rehearse", "test_qlora"]
