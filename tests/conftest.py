@@ -1,5 +1,6 @@
 """What all tests share. None may touch the progress or the downloads of whoever runs them."""
 import os
+import shutil
 from pathlib import Path
 
 # One thread a process: on models as small as most of these two threads wait for each other, and
@@ -14,6 +15,8 @@ hypothesis.settings.register_profile("repeatable", derandomize=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 ROOT = Path(__file__).resolve().parent.parent
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+         "--disable-background-networking", "--disable-component-update"]
 LONGEST = ["test_site", "test_vram", "test_static", "test_rehearse", "test_qlora"]
 
 
@@ -50,3 +53,24 @@ def cache(tmp_path, monkeypatch) -> Path:
 def environment(state) -> dict[str, str]:
     "The environment for a process that a test starts."
     return {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "dumb", "NO_COLOR": "1"}
+
+
+def _browser(playwright) -> str:
+    "The system's Chromium, else Playwright's own; without one the tests fail with what to do."
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    path = next((p for p in map(shutil.which, names) if p), playwright.chromium.executable_path)
+    if not Path(path).exists():
+        pytest.fail("No Chromium was found. Install one (`apt install chromium`, or `playwright "
+                    "install chromium`) and run the tests again.")
+    return path
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """The browser, for one file of tests: until Playwright is stopped its event loop counts as
+    running in this thread, and whatever wants a loop of its own fails."""
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=_browser(p), args=FLAGS)
+        yield browser
+        browser.close()

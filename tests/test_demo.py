@@ -15,8 +15,6 @@ import uvicorn
 from mlcourse.agent import chat_app
 from mlcourse.serve import listening
 from mlcourse.notes import ingest
-from playwright.sync_api import sync_playwright
-from test_site import FLAGS, find_browser
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 CLI = [sys.executable, "-m", "mlcourse.cli", "demo"]
@@ -84,10 +82,9 @@ def test_only_the_folder_is_served(address):
 
 
 @contextmanager
-def tab(p, address):
-    "A tab of Chromium that may talk to the demo alone."
-    browser = p.chromium.launch(executable_path=find_browser(p), args=FLAGS)
-    context, outside = browser.new_context(), []
+def tab(chromium, address):
+    "A tab that may talk to the demo alone."
+    context, outside = chromium.new_context(), []
     context.set_default_timeout(60_000)
 
     def gate(route):
@@ -99,8 +96,8 @@ def tab(p, address):
     page = context.new_page()
     page.outside = outside
     page.goto(address)
-    yield page
-    browser.close()
+    try: yield page
+    finally: context.close()
 
 
 def ask(page, question):
@@ -109,8 +106,8 @@ def ask(page, question):
     box.press("Enter")
 
 
-def test_a_question_is_answered_and_its_citation_opens_the_source(address):
-    with sync_playwright() as p, tab(p, address) as page: _ask_and_open(page, address)
+def test_a_question_is_answered_and_its_citation_opens_the_source(chromium, address):
+    with tab(chromium, address) as page: _ask_and_open(page, address)
 
 
 def _ask_and_open(page, address):
@@ -139,10 +136,10 @@ def answering(notes, text, citations):
             thread.join(30)
 
 
-def test_an_answer_that_repeats_a_trap_asks_nothing_of_another_server(notes):
+def test_an_answer_that_repeats_a_trap_asks_nothing_of_another_server(chromium, notes):
     chunk = next(c for c in ingest(notes) if c.path == "trap.md")
     said = f"{chunk.text} [1]."
-    with answering(notes, said, [(1, chunk)]) as url, sync_playwright() as p, tab(p, url) as page:
+    with answering(notes, said, [(1, chunk)]) as url, tab(chromium, url) as page:
         ask(page, "Where is the picture of the harbour?")
         page.get_by_role("link", name="trap.md").first.wait_for()
         assert page.outside == [] and page.locator("[data-testid=bot] img").count() == 0

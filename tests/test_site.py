@@ -26,7 +26,6 @@ import nbformat
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from playwright.sync_api import sync_playwright
 
 from mlcourse.course import MACHINERY, directive as says, lessons
 from mlcourse.frontpage import figures, readme_text
@@ -34,8 +33,6 @@ from mlcourse.record import MIME
 from mlcourse.site import SiteError, build, run_day
 
 ROOT = Path(__file__).resolve().parent.parent
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-         "--disable-background-networking", "--disable-component-update"]
 PHONE, DESK = dict(width=390, height=844), dict(width=1280, height=900)
 GIVEN = os.environ.get("MLCOURSE_SITE")
 slow = pytest.mark.slow
@@ -50,16 +47,6 @@ def engines() -> list[str]:
     "What the tests run on."
     if GIVEN: return [engine_of(ROOT/GIVEN)]
     return ["smalldocs", *["quarto"] * bool(shutil.which("quarto"))]
-
-
-def find_browser(playwright) -> str:
-    "The system's Chromium, else Playwright's own; without one the tests fail with what to do."
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    path = next((p for p in map(shutil.which, names) if p), playwright.chromium.executable_path)
-    if not Path(path).exists():
-        pytest.fail("No Chromium was found. Install one (`apt install chromium`, or `playwright "
-                    "install chromium`) and run the tests again.")
-    return path
 
 
 class Handler(SimpleHTTPRequestHandler):
@@ -120,14 +107,6 @@ def serving(folder):
 @pytest.fixture(scope="session")
 def server(site):
     with serving(site) as address: yield address
-
-
-@pytest.fixture(scope="session")
-def chromium():
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=find_browser(p), args=FLAGS)
-        yield browser
-        browser.close()
 
 
 class Visitor:
@@ -200,7 +179,7 @@ class Tour:
         return [f"{path}: {found}" for path, notes in self.pages.items() for found in notes[key]]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def tour(chromium, server, pages):
     "Open every page once, at 1,280 pixels and then as a phone."
     v, seen = Visitor(chromium, server, viewport=DESK, color_scheme="light"), {}
