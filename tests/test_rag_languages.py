@@ -15,7 +15,9 @@ from test_search import Letters
 CASES = json.loads((Path(__file__).parent / "rag_languages.json").read_text("utf-8"))
 NOTES, TEXTS = CASES["notes"], CASES["encodings"]
 ASKED = CASES["asked"]   # question, file, true sentence, false sentences
-VILLAGE = CASES["village"]   # a folder a script, and 32 questions: question, file, the words that answer
+VILLAGE = CASES["village"]   # a folder and 32 questions a script: question, file, the words
+
+
 
 class Blind(Letters):
     "An embedder that does not know Chinese."
