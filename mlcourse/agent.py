@@ -14,7 +14,7 @@ import numpy as np
 from .assets import STANDINS
 from .course import command
 from .files import CourseError, cache_dir, progress_bar
-from .notes import read_folder
+from .notes import MAX_BYTES, decode, read_folder
 from .rag import answer
 from .search import Embedder, Retriever, Store
 from .serve import DemoError, listening, serve
@@ -86,22 +86,22 @@ def inside(folder:str|Path,   # the notes
     raise ToolError("There is no such file in the notes folder.")
 
 def read_text(path:Path, limit:int=4000) -> str:   # at most so many characters
-    "The beginning of a file, whatever its bytes are."
-    with path.open("rb") as f: text = f.read(4 * limit).decode("utf-8", errors="replace")
-    return text[:limit]
+    "The beginning of a file, read as the index reads it."
+    if path.stat().st_size > MAX_BYTES: raise ToolError("The file is too long.")
+    return (decode(path.read_bytes()) or "")[:limit]
 
 # %% ../nbs/week1/06_agent.ipynb #46fdf0e8
 def notes_tools(folder:str|Path,                      # the notes
                 search:Callable[[str], list[str]],    # a query to passages, best first
                ) -> list[Tool]:
     "Search the notes, compute, read one note."
-    text = dict(type="string", minLength=1, maxLength=40)
+    def text(most): return dict(type="string", minLength=1, maxLength=most)
     number = dict(type="string", pattern="^[0-9.+*/()% -]{1,40}$")
     def search_notes(query): return "\n\n".join(search(query)) or "Nothing was found."
     def read_note(path): return read_text(inside(folder, path))
-    return [Tool("search_notes", "find passages in the notes", dict(query=text), search_notes),
+    return [Tool("search_notes", "find passages in the notes", dict(query=text(40)), search_notes),
             Tool("calculator", "compute with numbers", dict(expression=number), calculate),
-            Tool("read_note", "show one whole file whose name the user says", dict(path=text),
+            Tool("read_note", "show one whole file whose name the user says", dict(path=text(120)),
                  read_note)]
 
 # %% ../nbs/week1/06_agent.ipynb #0ead0d88
@@ -275,7 +275,7 @@ def source_page(folder:str|Path, name:str,  # the notes, and a path in them, as 
                 first:int=0, last:int=0,    # lines to mark, counted from 1; none when 0
                ) -> str:                    # HTML, everything of the file escaped
     "A file of the notes as a page, each line with an anchor `#L12`. Raises `ToolError`."
-    lines = read_text(inside(folder, name), 1_000_000).splitlines()
+    lines = read_text(inside(folder, name), MAX_BYTES).split("\n")
     def one(i, line):
         text = html.escape(line) or " "
         if first <= i <= last: text = f"<mark>{text}</mark>"

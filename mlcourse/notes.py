@@ -5,16 +5,18 @@
 # %% ../nbs/tools/11_notes.ipynb #4383bbdc
 from __future__ import annotations
 import ast, hashlib, json, os, re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import accumulate, groupby
 from pathlib import Path
 from .files import CourseError, Progress, no_progress
 
 # %% auto #0
-__all__ = ['KINDS', 'SKIP', 'MAX_BYTES', 'GUESSES', 'Block', 'FENCE', 'HEADING', 'CHUNKERS', 'NotesError', 'decode',
-           'decode_named', 'read_folder', 'Chunk', 'pack', 'cut_lines', 'blocks_of', 'chunk_markdown', 'chunk_python',
-           'chunk_text', 'chunk_notebook', 'chunk_file', 'chunk_all', 'ingest']
+__all__ = ['KINDS', 'SKIP', 'MAX_BYTES', 'GUESSES', 'Block', 'WIDE', 'FENCE', 'HEADING', 'UNDERLINE', 'CHUNKERS', 'NotesError',
+           'decode', 'decode_named', 'cells_of', 'read_folder', 'Chunk', 'pack', 'cut_lines', 'fragments', 'length',
+           'heading_of', 'blocks_of', 'chunk_markdown', 'chunk_python', 'chunk_text', 'chunk_notebook', 'chunk_file',
+           'chunk_all', 'ingest']
 
 # %% ../nbs/tools/11_notes.ipynb #130782e3
 class NotesError(CourseError):
@@ -52,6 +54,20 @@ def _guessed(raw:bytes) -> tuple[str, str]:
     if best: return str(best), best.encoding
     return raw.decode("cp1252", "replace"), "cp1252"
 
+# %% ../nbs/tools/11_notes.ipynb #cd403645
+def cells_of(text:str) -> list[tuple[str, str]]|None:   # kind and source; None: no notebook
+    "The cells of a notebook in any of its formats; half an emoji becomes a replacement character."
+    try:
+        nb, found = json.loads(text), []
+        for c in nb["cells"] if "cells" in nb else [c for w in nb["worksheets"] for c in w["cells"]]:
+            kind, source = c["cell_type"], c.get("source", c.get("input")) or ""
+            source = source if isinstance(source, str) else "".join(source)
+            source = source.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            if kind == "heading": kind, source = "markdown", "#" * int(c["level"]) + " " + source
+            found.append((kind, source))
+        return found
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError): return None
+
 # %% ../nbs/tools/11_notes.ipynb #afd6f2c5
 def read_folder(folder:str|Path,               # the notes
                 max_bytes:int=MAX_BYTES,       # longer files are left out
@@ -61,14 +77,17 @@ def read_folder(folder:str|Path,               # the notes
     if not root.is_dir(): raise NotesError(
         f"There is no folder {folder}. Give the folder that holds your notes.")
     texts, left_out = {}, {}
-    for here, dirs, names in os.walk(root):           # does not follow links
+    def named(path): return os.fsencode(Path(path).relative_to(root)).decode(errors="replace")
+    def closed(e): left_out[named(e.filename)] = e.strerror or "cannot be read"
+    for here, dirs, names in os.walk(root, onerror=closed):   # does not follow links
         links = [d for d in dirs if Path(here, d).is_symlink()]
-        left_out |= {Path(here, d).relative_to(root).as_posix(): "a link" for d in links}
+        left_out |= {named(Path(here, d)): "a link" for d in links}
         dirs[:] = sorted(d for d in dirs if d[0] != "." and d not in SKIP and d not in links)
         for path in (Path(here, name) for name in sorted(names)):
             if path.name[0] == "." or not _kind(path): continue
-            rel = path.relative_to(root).as_posix()
+            rel = named(path)
             try:
+                if "\ufffd" in rel: raise NotesError("its name is not UTF-8: rename it")
                 texts[rel], guess = _read(path, max_bytes)
                 if guess: left_out[rel] = f"read as {guess}, which is a guess"
             except NotesError as e: left_out[rel] = str(e)
@@ -84,6 +103,8 @@ def _read(path:Path, max_bytes:int) -> tuple[str, str]:
     text, guess = decode_named(path.read_bytes())
     if text is None: raise NotesError("not text")
     if not text.strip(): raise NotesError("empty")
+    if _kind(path) == "notebook" and cells_of(text) is None:
+        raise NotesError("a notebook that is cut off or damaged")
     return text, guess
 
 # %% ../nbs/tools/11_notes.ipynb #e4e2aae7
@@ -112,26 +133,48 @@ class Chunk:
 Block = tuple[int, list[str]]   # first line, lines
 
 def pack(blocks:Iterable[Block],     # in reading order
-         size:int,                   # characters to aim at
+         size:int,                   # length to aim at
          whole:float=4,              # a block is only cut when longer than this many times `size`
         ) -> Iterator[tuple[int, int, str]]:  # first line, last line, text
     "Join blocks up to `size` characters, and cut what is far too long."
     pieces = []
     for start, lines in blocks:
-        too_long = sum(map(len, lines)) > whole * size
-        pieces += cut_lines(start, lines, size) if too_long else [(start, lines)]
-    for run in _runs(pieces, [sum(len(l) + 1 for l in lines) for _, lines in pieces], size):
+        too_long = sum(map(length, lines)) > whole * size
+        pieces += cut_lines(start, lines, size, whole) if too_long else [(start, lines)]
+    lengths = [sum(length(l) + 1 for l in lines) for _, lines in pieces]
+    for i in range(1, len(pieces)):   # a piece of one line does not join the one before
+        if pieces[i][0] == pieces[i - 1][0]: lengths[i] += size
+    for run in _runs(pieces, lengths, size):
         text, at = [], run[0][0]
         for start, lines in run:
             text += [""] * (start - at) + lines   # blank lines are kept, so that line numbers hold
             at = start + len(lines)
         yield run[0][0], at - 1, "\n".join(text)
 
-def cut_lines(start:int, lines:list[str], size:int) -> Iterator[Block]:
-    "Pieces of at most `size` characters between lines; a longer line is a piece of its own."
-    for run in _runs(lines, [len(l) + 1 for l in lines], size + 1):
-        yield start, run
+def cut_lines(start:int, lines:list[str], size:int, whole:float=2) -> Iterator[Block]:
+    "Pieces of at most `size` between lines; a line of over `whole` times that is cut in itself."
+    for run in _runs(lines, [length(l) + 1 for l in lines], size + 1):
+        if length(run[0]) > whole * size: yield from ((start, [f]) for f in fragments(run[0], size))
+        else: yield start, run
         start += len(run)
+
+def fragments(line:str, size:int) -> Iterator[str]:
+    "A line in pieces of at most `size`, cut behind a sentence, else at a space, where one is near."
+    ends, at = [0, *accumulate(map(length, line))], 0
+    while at < len(line):
+        stop = max(at + 1, bisect_right(ends, ends[at] + size) - 1)
+        near = line[(at + stop) // 2:stop] if stop < len(line) else ""
+        spots = [m.end() for m in re.finditer(r"[.!?](?= )|[。！？]", near)]
+        spots = spots or [m.end() for m in re.finditer(r"[\s，、；]", near)]
+        if spots: stop = (at + stop) // 2 + spots[-1]
+        yield line[at:stop]
+        at = stop
+
+WIDE = re.compile("[\u1100-\u11ff\u2e80-\ud7ff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]")
+
+def length(text:str) -> int:
+    "How long a text is for a model, in letters of English: Chinese and its like count three times."
+    return len(text) + 2 * len(WIDE.findall(text))
 
 def _runs(items:list, lengths:list[int], size:int) -> Iterator[list]:
     held, total = [], 0
@@ -144,8 +187,16 @@ def _runs(items:list, lengths:list[int], size:int) -> Iterator[list]:
     if held: yield held
 
 # %% ../nbs/tools/11_notes.ipynb #ee8f0b80
-FENCE = re.compile(r"^\s*(```+|~~~+)")
+FENCE = re.compile(r"^\s*(```+(?!.*`)|~~~+)")   # ```so``` stands inside a line
 HEADING = re.compile(r"^(#{1,6})\s+(.+?)\s*#*$")
+UNDERLINE = re.compile(r"^ {0,3}(=+|--+)\s*$")
+
+def heading_of(lines:Sequence[str]) -> tuple[int, str]|None:   # level, title
+    "What the first lines head: `# Title`, or a line of text with a rule below it."
+    if m := HEADING.match(lines[0]): return len(m[1]), m[2]
+    if len(lines) < 2 or not (rule := UNDERLINE.match(lines[1])): return None
+    if UNDERLINE.match(lines[0]) or not re.match(r" {0,3}[^\s>|*+-]", lines[0]): return None
+    return 1 + (rule[1][0] == "-"), lines[0].strip()
 
 def blocks_of(lines:Sequence[str]) -> Iterator[tuple[str, Block]]:   # kind, first line, lines
     "Split markdown into headings, code fences, tables, front matter and paragraphs."
@@ -153,7 +204,7 @@ def blocks_of(lines:Sequence[str]) -> Iterator[tuple[str, Block]]:   # kind, fir
     def until(j, stop):
         while j < n and not stop(lines[j]): j += 1
         return j
-    def is_rule(l): return l.strip() == "---"
+    def is_rule(l): return l.strip() in ("---", "+++")
     def is_row(l): return l.lstrip().startswith("|")
     def ends_text(l): return not l.strip() or HEADING.match(l) or FENCE.match(l) or is_row(l)
     while i < n:
@@ -162,10 +213,10 @@ def blocks_of(lines:Sequence[str]) -> Iterator[tuple[str, Block]]:   # kind, fir
         if not line.strip():
             i += 1
             continue
-        front = until(1, is_rule) if i == 0 and is_rule(line) else n
+        front = until(1, lambda l: l.strip() == line.strip()) if i == 0 and is_rule(line) else n
         if front < n: kind, j = "front", front + 1
         elif fence: kind, j = "fence", min(n, until(i + 1, ends_fence) + 1)
-        elif HEADING.match(line): kind, j = "heading", i + 1
+        elif heading_of(lines[i:i + 2]): kind, j = "heading", i + 2 - bool(HEADING.match(line))
         elif is_row(line): kind, j = "table", until(i, lambda l: not is_row(l))
         else: kind, j = "text", until(i + 1, ends_text)
         yield kind, (i + 1, list(lines[i:j]))
@@ -176,19 +227,19 @@ def chunk_markdown(text:str, path:str="", size:int=800,   # characters to aim at
                    trail:list[str]|None=None,             # headings already open; changed in place
                   ) -> list[Chunk]:                       # in reading order
     "Split at headings and paragraphs; a fence or a table stays whole up to four times `size`."
-    trail, found, held = [] if trail is None else trail, [], []
+    trail, found, held, kinds = [] if trail is None else trail, [], [], set()
     def flush():
         heading = " > ".join(h for h in trail if h)
         found.extend(Chunk(t, path, a, b, heading, "markdown") for a, b, t in pack(held, size))
-        held.clear()
+        held.clear(), kinds.clear()
     for kind, block in blocks_of(text.split("\n")):
         if kind == "heading":
-            if any(not HEADING.match(l) for _, ls in held for l in ls): flush()
-            m = HEADING.match(block[1][0])
-            if held and len(m[1]) <= len(trail): flush()
-            del trail[len(m[1]) - 1:]
-            trail += [""] * (len(m[1]) - 1 - len(trail)) + [m[2]]
+            level, title = heading_of(block[1])
+            if kinds - {"heading"} or held and level <= len(trail): flush()
+            del trail[level - 1:]
+            trail += [""] * (level - 1 - len(trail)) + [title]
         held.append(block)
+        kinds.add(kind)
     flush()
     return found
 
@@ -233,20 +284,22 @@ def chunk_text(text:str, path:str="", size:int=800, heading:str="", kind:str="te
 
 # %% ../nbs/tools/11_notes.ipynb #bb6a9b32
 def chunk_notebook(text:str, path:str="", size:int=800) -> list[Chunk]:
-    "Split a notebook cell by cell. What is not a notebook is cut as text."
-    try: cells = [(c["cell_type"], "".join(c["source"])) for c in json.loads(text)["cells"]]
-    except (ValueError, KeyError, TypeError): return chunk_text(text, path, size)
-    lines, at, trail, found = [l.strip().rstrip(",") for l in text.split("\n")], 0, [], []
-    def place(line):
-        "The line of the file, from 1, that holds a line of a cell."
+    "Split a notebook cell by cell. What is not a notebook has none, see `cells_of`."
+    where, at, trail, found = {}, 0, [], []   # of each line of the file: at which numbers it stands
+    for number, line in enumerate(text.split("\n"), 1):
+        where.setdefault(line.strip().rstrip(","), []).append(number)
+    def place(source, *around):
+        "The next line of the file that holds a text as JSON, or 0."
         nonlocal at
-        both = [json.dumps(line + end, ensure_ascii=a) for end in ("", "\n") for a in (True, False)]
-        i = next((i for i in range(at, len(lines)) if lines[i] in both), None)
-        if i is None: return min(at + 1, len(lines))
-        at = i + 1
-        return at
-    for kind, source in cells:
-        numbers = [place(line) for line in source.split("\n")]
+        forms = {f"{a}{json.dumps(source + end, ensure_ascii=ascii)}"
+                 for a in around for end in ("", "\n") for ascii in (True, False)}
+        spots = [where[f] for f in forms if f in where]
+        later = [lines[i] for lines in spots if (i := bisect_left(lines, at + 1)) < len(lines)]
+        at = min(later, default=at)
+        return at if later else 0
+    for kind, source in cells_of(text) or []:
+        whole = place(source, '"source": ', '"input": ')   # a cell in one string
+        numbers = [whole or place(line, "") or min(at + 1, number) for line in source.split("\n")]
         heading = " > ".join(t for t in trail if t)
         if kind == "markdown": parts = chunk_markdown(source, path, size, trail)
         elif kind == "code": parts = chunk_python(source, path, size, heading)

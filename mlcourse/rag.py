@@ -17,6 +17,7 @@ from .evals import CITE, is_refusal, sentences, support, supported
 from .files import derived
 from .notes import Chunk
 from .search import Hit, Retriever, tokenize
+from .templates import inert
 
 # %% auto #0
 __all__ = ['EXAMPLES', 'NOT_FOUND', 'LIST_MARK', 'GATES', 'Question', 'island_notes', 'load_questions', 'gold_ids', 'prompt',
@@ -66,7 +67,7 @@ def prompt(question:str, passages:Sequence[str]) -> list[dict]:   # turns of a c
     for text, asked, said in EXAMPLES:
         turns += [dict(role="user", content=f"{text}\n\n{asked}"),
                   dict(role="assistant", content=said)]
-    return [*turns, dict(role="user", content="\n\n".join([*passages, question]))]
+    return [*turns, dict(role="user", content="\n\n".join(map(inert, [*passages, question])))]
 
 def passage_text(chunk:Chunk) -> str:
     "A passage for the prompt: markdown without its headings."

@@ -4,7 +4,7 @@
 
 # %% ../nbs/tools/12_search.ipynb #5826b9a4
 from __future__ import annotations
-import io, json, logging, shutil, textwrap, time
+import io, json, logging, shutil, time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -69,14 +69,12 @@ class Embedder:
         return self.name in MULTILINGUAL or 2 * len(latin) >= len(letters)
 
 # %% ../nbs/tools/12_search.ipynb #e84b3b0c
-WINDOW = 300   # characters
+WINDOW = 300   # letters of English; see `length`
 
 def windows(chunk:Chunk) -> list[str]:   # at least one
     "What is embedded of a chunk: stretches of lines, each below the file's name and the headings."
-    lines = []
-    for line in chunk.text.split("\n"):   # a paragraph in one very long line is cut between words
-        lines += textwrap.wrap(line, WINDOW) if len(line) > 2 * WINDOW else [line]
-    cut = ("\n".join(part) for _, part in cut_lines(chunk.start, lines, WINDOW))
+    parts = cut_lines(chunk.start, chunk.text.split("\n"), WINDOW)
+    cut = ("\n".join(lines) for _, lines in parts)
     return [replace(chunk, text=text).indexed for text in cut if text.strip()] or [chunk.indexed]
 
 def all_windows(chunks:Iterable[Chunk]) -> list[str]:

@@ -4,9 +4,10 @@
 
 # %% ../nbs/tools/15_templates.ipynb #640a7fba
 from __future__ import annotations
+import re
 
 # %% auto #0
-__all__ = ['fold_system']
+__all__ = ['MARKS', 'fold_system', 'inert']
 
 # %% ../nbs/tools/15_templates.ipynb #77e86f78
 def fold_system(tok,                   # a tokenizer with a chat template
@@ -20,3 +21,11 @@ def fold_system(tok,                   # a tokenizer with a chat template
     except TemplateError: text = ""
     if system["content"].strip() in text: return messages
     return [{**turns[0], "content": f"{system['content']}\n\n{turns[0]['content']}"}, *turns[1:]]
+
+# %% ../nbs/tools/15_templates.ipynb #dd58ccdf
+MARKS = re.compile(r"<[|｜][^|｜<>\n]{1,40}[|｜]>|<</?SYS>>|\[/?(?:INST|TOOL_CALLS)\]|</?s>"
+                   "|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>")   # of the common templates
+
+def inert(text:str) -> str:
+    "A text without the marks of chat templates: a space behind the first letter makes them text."
+    return MARKS.sub(lambda m: f"{m[0][0]} {m[0][1:]}", text)

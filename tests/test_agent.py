@@ -1,6 +1,8 @@
 "The agent's tools against whatever anybody may write, and the wall between results and calls."
+import html
 import json
 import math
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +10,7 @@ from hypothesis import example, given, settings, strategies as st
 
 from mlcourse.agent import (ANSWER, Agent, Tool, ToolError, calculate, call_schema, inside,
                             notes_tools, parse_call, plain, quoted, source_page)
+from mlcourse.notes import ingest
 
 unhurried = settings(deadline=None)   # a busy machine is no failure
 whole = st.integers(0, 999).map(str)
@@ -155,3 +158,30 @@ def test_a_source_page_is_inert(folder):
     page = source_page(folder, "sub/x<y>.md", 1, 1)
     assert "<script" not in page and "x<y>" not in page and "&lt;script&gt;" in page
     (folder / "sub/x<y>.md").unlink()
+
+
+FACT = "The server listens on port 8443."
+ODD = {"cp1252.txt": f"# Tür\n\nDie Tür schließt später.\n{FACT}".encode("cp1252"),
+       "formfeed.py": f'import os\n\f\ndef port():\n    "{FACT}"\n'.encode(),
+       "u2028.md": f"# Chat\n\none\u2028two\x85three\n\n{FACT}\n".encode(),
+       "utf16.txt": f"# Server\r\n\r\nTwo.\r\n\r\n{FACT}".encode("utf-16"),
+       "oldmac.txt": f"first\rsecond\r{FACT}".encode(),
+       "long.md": b"filling\n" * 200_000 + FACT.encode(),
+       "cells.ipynb": json.dumps(dict(cells=[
+           dict(cell_type="markdown", source=["# A\n", "\n", FACT])]), indent=1).encode(),
+       "strings.ipynb": json.dumps(dict(cells=[
+           dict(cell_type="code", source="x = 1"),
+           dict(cell_type="markdown", source=f"# A\n\n{FACT}")]), indent=1).encode()}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_the_marked_lines_hold_the_fact(name, tmp_path):
+    "The page behind a citation counts and decodes as the index does."
+    (tmp_path / name).write_bytes(ODD[name])
+    found = [c for c in ingest(tmp_path) if FACT in c.text]
+    assert len(found) == 1
+    page = source_page(tmp_path, name, found[0].start, found[0].end)
+    marked = "\n".join(re.findall("<mark>(.*?)</mark>", page))
+    assert FACT in html.unescape(marked)
+    lines = html.unescape(page).count("<pre ")
+    assert found[0].end <= lines

@@ -1,6 +1,11 @@
 """Reading and cutting: links, any bytes, any text."""
+import json
+import os
+from pathlib import Path
+
+import pytest
 from hypothesis import given, settings, strategies as st
-from mlcourse.notes import chunk_file, decode, read_folder
+from mlcourse.notes import chunk_file, decode, ingest, length, read_folder
 
 
 def test_links_do_not_leave_the_folder(tmp_path):
@@ -27,3 +32,49 @@ def test_any_bytes_can_be_read(raw):
 def test_any_text_can_be_chunked(text, name):
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     for c in chunk_file(text, name, 50): assert 1 <= c.start <= c.end <= text.count("\n") + 1
+
+
+HALF = json.dumps(dict(cells=[dict(cell_type="markdown", source="Ship it \ud83d tomorrow.")]))
+OLD = json.dumps(dict(nbformat=3, worksheets=[dict(cells=[
+    dict(cell_type="heading", level=2, source=["The server"]),
+    dict(cell_type="code", input="port = 8443", outputs=[dict(png="iVBORw0KGgo" * 90)])])]))
+BAD = {"half.ipynb": HALF, "old.ipynb": OLD, "cut.ipynb": OLD[:-40], "no.ipynb": "[1, 2]",
+       "deep.ipynb": "[" * 100_000}
+
+
+def test_one_bad_note_ends_nothing(tmp_path):
+    for name, text in {**BAD, "good.md": "# Good\n\nFine."}.items():
+        (tmp_path / name).write_text(text)
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + "笔记.md".encode("gbk"))).write_text("lost?")
+    texts, left_out = read_folder(tmp_path)
+    assert set(texts) == {"half.ipynb", "old.ipynb", "good.md"}
+    assert len(left_out) == 4 and "rename it" in left_out["\ufffdʼ\ufffd.md"]
+    chunks = ingest(tmp_path)
+    for c in chunks: (c.id + c.indexed).encode()
+    said = "\n".join(c.text for c in chunks)
+    assert "port = 8443" in said and "## The server" in said and "iVBOR" not in said
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_a_folder_that_is_closed_is_listed(tmp_path):
+    (tmp_path / "closed").mkdir(mode=0)
+    assert "closed" in read_folder(tmp_path)[1]
+
+
+@pytest.mark.parametrize("name, line", [("t.txt", "So it went on, word by word. " * 9_000),
+                                        ("日记.txt", "今天下雨，我们没有出门。" * 2_000),
+                                        ("map.py", "x=" + "[1,2,3]+" * 20_000 + "[]"),
+                                        ("b.md", "```\n" + "A" * 90_000 + "\n```")])
+def test_no_passage_is_without_a_bound(name, line):
+    chunks = chunk_file(line + "\n\nThe end.", name, 800)
+    assert max(length(c.text) for c in chunks) <= 4 * 800
+    kept = "".join("".join(c.text for c in chunks).split())
+    assert kept == "".join((line + "The end.").split())
+
+
+def test_many_lines_of_output_are_no_delay():
+    code = [f"x{i} = {i}\n" for i in range(2_000)]
+    cells = [dict(cell_type="code", source=code, outputs=[dict(text=["\n", "0\n"] * 30_000)])]
+    chunks = chunk_file(json.dumps(dict(cells=cells), indent=1), "a.ipynb", 800)
+    spans = [(c.start, c.end) for c in chunks]
+    assert spans == sorted(spans) and spans[0][0] < 10 and spans[-1][1] < 2_020
