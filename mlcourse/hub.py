@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from functools import cache
+from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,16 +22,22 @@ __all__ = ['SPLIT', 'N_PIECES', 'KINDS', 'TROUBLES', 'LARGE', 'ASKED', 'LOOPBACK
 # %% ../nbs/tools/09_hub.ipynb #8bf5daff
 @cache
 def models() -> dict[str, dict]:   # by the name of the repository
-    "The thin models: what `models.toml` says, with the rows that another row is like filled in."
+    "The thin models of every `models.toml`; what a row that this one is `like` says is filled in."
     table = _table()
     found = {}
     for name, row in table["model"].items():
-        base = found.get(row.get("like"), dict(config=table["common"]))
+        common = table["common"] if "tokenizer" in row else {}   # of language models
+        base = found.get(row.get("like"), dict(config=common))
         found[name] = {**base, **row, "config": {**base["config"], **row.get("config", {})}}
     return found
 
 @cache
-def _table() -> dict: return tomllib.loads(_data("models.toml"))
+def _table() -> dict:
+    "The tables together: the first, and one of each week that has its own."
+    table, weeks = tomllib.loads(_data("models.toml")), files("mlcourse")/"data/rehearsal"
+    for path in sorted(weeks.glob("*/models.toml")):
+        for part, rows in tomllib.loads(path.read_text("utf-8")).items(): table[part].update(rows)
+    return table
 
 def _data(name:str) -> str: return (files("mlcourse")/"data/rehearsal"/name).read_text("utf-8")
 
@@ -127,15 +134,20 @@ def _template(row:dict) -> str:
 
 def _build(name:str, folder:Path):
     "Write a model's folder as the hub has it."
-    import torch, transformers
     row = models()[name]
-    vocab, dtype = _save_tokenizer(row, folder), row.get("dtype", "bfloat16")
-    roles = {role: t for role, t in row["roles"].items() if role in ("bos", "eos", "pad")}
+    if "make" in row:
+        module, function = row["make"].split(":")
+        return getattr(import_module(module), function)(folder)
+    import torch, transformers
+    dtype, config, vocab = row.get("dtype", "bfloat16"), dict(row["config"]), {}
+    if "tokenizer" in row:
+        vocab = _save_tokenizer(row, folder)
+        config["vocab_size"] = -(-len(vocab) // 64) * 64   # a few more than tokens, as real ones
+    roles = {k: t for k, t in row.get("roles", {}).items() if k in ("bos", "eos", "pad")}
     ids = {f"{role}_token_id": vocab[t] for role, t in roles.items()}
     ends = [vocab[t] for t in row.get("ends", [])]
     if row.get("template") == "llama3": ids["eos_token_id"] = ends
-    rows = -(-len(vocab) // 64) * 64   # a few more than there are tokens, as real tables have
-    config = dict(row["config"], vocab_size=rows, torch_dtype=dtype, **ids)
+    config |= dict(torch_dtype=dtype, **ids)
     torch.manual_seed(int(hashlib.sha256(name.encode()).hexdigest()[:8], 16))
     transformers.utils.logging.disable_progress_bar()
     kind = getattr(transformers, row.get("class", "AutoModelForCausalLM"))
@@ -217,7 +229,7 @@ TROUBLES = dict(   # those that hit everything: status, the hub's code for it, i
     missing=(404, "RepoNotFound", "Repository not found"),
     busy=(503, "", "The hub is overloaded."))
 TROUBLES |= dict.fromkeys(("gated", "cut", "dropped", "corrupt", "short", "slow", "dead"))
-LARGE = ("*.safetensors", "*.gguf", "*.pth", "*tokenizer.json")   # files that lie behind a redirect
+LARGE = ("*.safetensors", "*.gguf", "*.pt", "*.pth", "*tokenizer.json")   # behind a redirect
 
 class _Repo:
     "A folder as the hub lists it."

@@ -59,7 +59,7 @@ def cells_of(text:str) -> list[tuple[str, str]]|None:   # kind and source; None:
     "The cells of a notebook in any of its formats; half an emoji becomes a replacement character."
     try:
         nb, found = json.loads(text), []
-        for c in nb["cells"] if "cells" in nb else [c for w in nb["worksheets"] for c in w["cells"]]:
+        for c in nb["cells"] if "cells" in nb else sum((w["cells"] for w in nb["worksheets"]), []):
             kind, source = c["cell_type"], c.get("source", c.get("input")) or ""
             source = source if isinstance(source, str) else "".join(source)
             source = source.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

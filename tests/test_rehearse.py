@@ -9,7 +9,8 @@ from checks import ROOT
 from mlcourse import rehearse
 from mlcourse.hub import hub, models, thin_model
 
-TABLES = sorted((ROOT / "mlcourse/data/rehearsal").glob("*/*.toml"))
+TABLES = sorted(p for p in (ROOT / "mlcourse/data/rehearsal").glob("*/*.toml")
+                if p.name != "models.toml")
 LESSONS = sorted(p for part in ("week*", "clinic") for p in (ROOT / "nbs").glob(f"{part}/*.ipynb"))
 NEVER = {"model", "dtype", "precision", "load_in_4bit", "gradient_checkpointing", "optim"}
 
