@@ -26,11 +26,11 @@ from .record import (Metric, commit, distributions, harvest, high_water, machine
 from .tier import find_cards, resolve
 
 # %% auto #0
-__all__ = ['ANSI', 'COLOURS', 'TIMEOUT', 'Interrupted', 'parameter_names', 'parse_params', 'mentions', 'data_files', 'inputs',
-           'run_key', 'needs', 'Job', 'kernel_client', 'register_engine', 'kernel_env', 'clean', 'raising_line', 'late',
-           'why_dead', 'execute', 'entry', 'load_report', 'summary', 'is_ok', 'tables', 'report_md', 'print_card',
-           'shown_path', 'select', 'prepare', 'makers_first', 'signals_to', 'sole_run', 'RunBars', 'run_course',
-           'out_path', 'CourseRun', 'lost']
+__all__ = ['MAX_PRINTED', 'ANSI', 'COLOURS', 'TIMEOUT', 'Interrupted', 'parameter_names', 'parse_params', 'mentions',
+           'data_files', 'inputs', 'run_key', 'needs', 'Job', 'kernel_client', 'register_engine', 'kernel_env', 'clean',
+           'raising_line', 'late', 'why_dead', 'execute', 'entry', 'load_report', 'summary', 'is_ok', 'tables',
+           'report_md', 'print_card', 'shown_path', 'select', 'prepare', 'makers_first', 'signals_to', 'sole_run',
+           'RunBars', 'run_course', 'out_path', 'CourseRun', 'lost']
 
 # %% ../nbs/lib/05_run.ipynb #5100c31f
 class Interrupted(KeyboardInterrupt):
@@ -160,6 +160,7 @@ class Job:
     peak_rss: int = 0                # bytes, kernel and children
     peak_vram: int | None = None     # bytes that torch reserved on its cards; None without CUDA
     returncode: int | None = None    # of a kernel that died
+    metrics: str = ""                # what `record` wrote, a line each
     last_words: list = field(default_factory=list)     # what the kernel printed outside of cells
     timed_out: bool = False          # the limit was passed
     stopped: bool = False            # the whole run was stopped
@@ -233,6 +234,8 @@ _VRAM = """(lambda cuda: sum(map(cuda.max_memory_reserved, range(cuda.device_cou
            if cuda and cuda.is_initialized() else None
           )(getattr(__import__('sys').modules.get('torch'), 'cuda', None))"""
 
+MAX_PRINTED = 1_000_000   # characters of one cell
+
 @cache
 def register_engine() -> str:   # the engine's name
     "Teach papermill to run a notebook as a `Job`; imports papermill, which takes seconds, once."
@@ -267,6 +270,7 @@ def register_engine() -> str:   # the engine's name
 
         def execute_cell(self, cell, index, **kwargs):
             self.job.cell = self.job.index.get(cell.id, self.job.cell)
+            self.printed = 0
             self.job.tell("cell", self.job)
             try: return super().execute_cell(cell, index, **kwargs)
             finally:
@@ -275,6 +279,13 @@ def register_engine() -> str:   # the engine's name
                 self.job.returncode = process.poll() if process else None
                 if has_card and self.job.returncode is None and cell.cell_type == "code":
                     self.ask_vram()
+
+        def process_message(self, msg, cell, cell_index):
+            if msg["msg_type"] == "stream":
+                before, self.printed = self.printed, self.printed + len(msg["content"]["text"])
+                if before > MAX_PRINTED: return None
+                if self.printed > MAX_PRINTED: msg["content"]["text"] += "\n… and more, not kept.\n"
+            return super().process_message(msg, cell, cell_index)
 
         def ask_vram(self):
             question = self.kc.execute("", silent=True, user_expressions=dict(answer=_VRAM))
@@ -287,21 +298,24 @@ def register_engine() -> str:   # the engine's name
         def execute_managed_notebook(cls, nb_man, kernel_name, job, **kwargs):
             job.executed = nb_man.nb
             folder = Path(tempfile.mkdtemp(prefix="mlc-"))
-            env = {**job.env, "IPYTHONDIR": str(folder/"ipython")}
+            env = dict(job.env, IPYTHONDIR=str(folder/"ipython"),
+                       MLCOURSE_METRICS=str(folder/"metrics"))
+            (folder/"metrics").touch()
             try:
                 with open(folder/"log", "wb") as log:
                     client = Client(nb_man, job, folder)
                     client.execute(env=env, cwd=str(job.path.parent), stdout=log, stderr=log)
             finally:
                 job.last_words = (folder/"log").read_text(errors="replace").split("\n")
+                job.metrics = (folder/"metrics").read_text("utf-8", errors="replace")
                 shutil.rmtree(folder, ignore_errors=True)
 
     papermill_engines.register("mlcourse", JobEngine)
     return "mlcourse"
 
 # %% ../nbs/lib/05_run.ipynb #21e681d8
-_NOT_INHERITED = ("MLCOURSE_TIER", "MLCOURSE_EXERCISES", "MLCOURSE_OUT", "MPLBACKEND",
-                 "JPY_PARENT_PID", "JPY_SESSION_NAME")
+_NOT_INHERITED = ("MLCOURSE_TIER", "MLCOURSE_EXERCISES", "MLCOURSE_OUT", "MLCOURSE_METRICS",
+                 "MPLBACKEND", "JPY_PARENT_PID", "JPY_SESSION_NAME")
 
 def kernel_env(path:Path, tier:str, out:Path, jobs:int=1) -> dict[str,str]:
     "The environment for a notebook's kernel; several kernels share the cores."
@@ -383,7 +397,7 @@ def execute(job:Job) -> dict:   # its entry for the report
     def mib(n): return n and round(n / 2**20, 1)
     return dict(entry(job, status, error), seconds=round(time.monotonic() - start, 2),
                 peak_rss_mb=mib(job.peak_rss or None), peak_vram_mb=mib(job.peak_vram),
-                metrics=harvest(job.executed) if job.executed else {})
+                metrics=harvest(job.executed or dict(cells=[]), job.metrics))
 
 def entry(job:Job, status:str="skipped", error:dict|None=None) -> dict:
     "The report's entry for a notebook that has not run."

@@ -148,6 +148,21 @@ def test_timeout_kills_the_group_while_another_goes_on(tmp_path, run):
 
 
 @pytest.mark.slow
+def test_a_flood_of_output_loses_no_metric(tmp_path, run):
+    "Messages of a kernel that prints fast are dropped; what was recorded is not."
+    write(tmp_path, "nb/01_flood", "import sys\nfrom mlcourse.record import record",
+          "for i in range(200_000):\n    print(f'{i} ' * 20)\n"
+          "    if i % 10 == 0: sys.stdout.flush()\n"
+          "    if i % 20_000 == 0: record(f'at_{i}', i, at_least=0)\nimport time; time.sleep(2)",
+          "record('last', 1)")
+    code, out, err = run("nb", "--out", "out")
+    row = report(tmp_path / "out")["notebooks"][0]
+    assert (code, row["status"], len(row["metrics"])) == (0, "ok", 11), out + err
+    assert row["metrics"]["at_180000"]["ok"]
+    assert (tmp_path / "out/nb/01_flood.ipynb").stat().st_size < 2e6
+
+
+@pytest.mark.slow
 def test_kernel_is_ours_and_clean(tmp_path, run):
     "The running Python whatever kernels there are, its own environment, and nothing left behind."
     spec = tmp_path / "share/kernels/python3/kernel.json"
