@@ -1,6 +1,7 @@
 """Reading and cutting: links, any bytes, any text."""
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,49 @@ def test_many_lines_of_output_are_no_delay():
     chunks = chunk_file(json.dumps(dict(cells=cells), indent=1), "a.ipynb", 800)
     spans = [(c.start, c.end) for c in chunks]
     assert spans == sorted(spans) and spans[0][0] < 10 and spans[-1][1] < 2_020
+
+
+def make_pdf(path, pages):
+    from reportlab.pdfbase import pdfmetrics
+    from reportlab.pdfbase.cidfonts import UnicodeCIDFont
+    from reportlab.pdfgen.canvas import Canvas
+    pdfmetrics.registerFont(UnicodeCIDFont("STSong-Light"))
+    pdf = Canvas(str(path))
+    for page in pages:
+        pdf.setFont("STSong-Light", 12)
+        for i, line in enumerate(page.split("\n")): pdf.drawString(72, 760 - 16 * i, line)
+        pdf.showPage()
+    pdf.save()
+
+
+def test_documents_are_notes(tmp_path):
+    from docx import Document
+    make_pdf(tmp_path / "report.pdf", ["The mill.\n# of sails: five.", "灯塔高三十一米。"])
+    make_pdf(tmp_path / "scan.pdf", [""])
+    (tmp_path / "cut.pdf").write_bytes((tmp_path / "report.pdf").read_bytes()[:200])
+    (tmp_path / "page.html").write_text(
+        "<html><style>p {}</style><h1>Boats</h1><p>The ferry is <b>blue</b>.</p>"
+        "<img src='data:image/png;base64,iVBORw0KGgo'><script>alert(1)</script></html>")
+    word = Document()
+    word.add_heading("Bread", 1)
+    word.add_paragraph("The oven is at 240 degrees.")
+    word.save(tmp_path / "recipe.docx")
+    (tmp_path / "cut.docx").write_bytes((tmp_path / "recipe.docx").read_bytes()[:9_000])
+    texts, left_out = read_folder(tmp_path)
+    assert set(texts) == {"report.pdf", "page.html", "recipe.docx"}, left_out
+    assert left_out.keys() == {"scan.pdf", "cut.pdf", "cut.docx"} and "scan" in left_out["scan.pdf"]
+    chunks = ingest(tmp_path)
+    found = {c.path: c for c in chunks}
+    cited = [(c.where, "灯塔高三十一米" in c.text) for c in chunks if c.path == "report.pdf"]
+    assert cited == [("page 1", False), ("page 2", True)]
+    assert found["page.html"].heading == "Boats" and "ferry is **blue**" in found["page.html"].text
+    assert found["recipe.docx"].heading == "Bread" and "240" in found["recipe.docx"].text
+    said = "".join(texts.values())
+    assert "iVBOR" not in said and "alert" not in said
+
+
+@pytest.mark.parametrize("name", ["a.pdf", "a.docx"])
+def test_without_the_libraries_the_command_is_named(name, tmp_path, monkeypatch):
+    for module in ("pypdf", "markitdown"): monkeypatch.setitem(sys.modules, module, None)
+    (tmp_path / name).write_text("something")
+    assert "mlcourse[documents]" in read_folder(tmp_path)[1][name]
