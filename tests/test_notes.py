@@ -1,12 +1,15 @@
 """Reading and cutting: links, any bytes, any text."""
 import json
 import os
+import random
 import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings, strategies as st
 from mlcourse.notes import chunk_file, decode, ingest, length, read_folder
+from mlcourse.search import Store
+from test_search import Letters
 
 
 def test_links_do_not_leave_the_folder(tmp_path):
@@ -125,3 +128,49 @@ def test_without_the_libraries_the_command_is_named(name, tmp_path, monkeypatch)
     for module in ("pypdf", "markitdown"): monkeypatch.setitem(sys.modules, module, None)
     (tmp_path / name).write_text("something")
     assert "mlcourse[documents]" in read_folder(tmp_path)[1][name]
+
+
+SEEDS = {"a.md": "# A\n\nText, 文字, текст.\n\n| a |\n|---|\n\n```py\nx = 1\n```\n".encode(),
+         "b.py": b'import os\n\nclass A:\n    "Says."\n    def f(self): return {1: [2]}\n',
+         "c.txt": "Übung macht den Meister.\r\nZeile.\f\u2028".encode("utf-16"),
+         "d.ipynb": json.dumps(dict(nbformat=4, cells=[
+             dict(cell_type="markdown", source=["# B\n", "Prose \U0001f600."], metadata={}),
+             dict(cell_type="code", source="1 + 1", outputs=[])])).encode(),
+         "e.toml": b'[a]\nb = "c"\n', "日记.md": "今天下雨。".encode("gb18030"),
+         "old.ipynb": OLD.encode()}
+
+
+def mutated(r, raw: bytes) -> bytes:
+    "Bytes changed, cut, doubled, or others put among them."
+    raw = bytearray(raw)
+    for _ in range(r.randrange(1, 6)):
+        at = r.randrange(len(raw) + 1)
+        match r.randrange(5):
+            case 0: raw[at:at + 1] = bytes([r.randrange(256)])
+            case 1: del raw[at:at + r.randrange(30)]
+            case 2: raw[at:at] = raw[:at][-40:] * r.randrange(4)
+            case 3: raw[at:at] = r.choice([b"\xff", b"\\ud83d", b"null", b"```", b"\r", b"---\n",
+                                           b"# ", b"[[", b"\x00", b'"""', "，".encode(), b"<|x|>"])
+            case 4: raw[at:] = b""
+    return bytes(raw)
+
+
+@pytest.mark.slow
+def test_five_hundred_damaged_folders_lose_no_good_note(tmp_path):
+    r, retained = random.Random(1), 0
+    for case in range(500):
+        notes = tmp_path / str(case)
+        notes.mkdir()
+        for name in r.sample(list(SEEDS), 4): (notes / name).write_bytes(mutated(r, SEEDS[name]))
+        (notes / "good.md").write_text(f"# Good\n\nNumber {case} is fine.")
+        texts, left_out = read_folder(notes)
+        assert len(texts) + len([n for n in left_out if n not in texts]) == 5
+        store = Store(tmp_path / "store", Letters(), 60)
+        store.update(notes)
+        chunks, vectors = store.read()
+        assert f"# Good\n\nNumber {case} is fine." in [c.text for c in chunks]
+        for c in chunks:
+            lines = texts[c.path].count("\n") + 1
+            assert 1 <= c.start <= c.end <= lines and c.indexed.encode()
+        retained += len({c.path for c in chunks})
+    assert retained > 1500   # most damaged notes are read all the same
