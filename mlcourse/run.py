@@ -154,6 +154,7 @@ class Job:
     env: dict = field(default_factory=dict)            # the kernel's environment
     makers: list = field(default_factory=list)         # jobs of this run that leave what it needs
     key: str = ""                    # see `run_key`; known when its turn comes
+    unfit: str = ""                  # why it cannot run at all
     tell: Callable = lambda *event: None               # called with ("cell", job) as cells start
     cell: int | None = None          # index of the cell that runs, in the source
     executed: dict | None = None     # the notebook with its outputs
@@ -513,7 +514,11 @@ def prepare(paths, tier:str, out:Path, jobs:int, timeout, params:dict) -> list[J
         raise UsageError("A timeout is a number of seconds; 0 means no limit.")
     if "tier" in params:
         raise UsageError("The tier has an option of its own: use --tier instead of -p tier=….")
-    books = [(f, shown_path(f), read_notebook(f)) for f in select(paths)]
+    books, unfit = [], {}
+    for f in select(paths):
+        try: books.append((f, shown_path(f), read_notebook(f)))
+        except UsageError as e: unfit[f] = str(e)
+    if unfit and not books: raise UsageError("\n".join(unfit.values()))
     known = {name: parameter_names(nb, name) for _, name, nb in books}
     if lost := sorted(set(params).difference(*known.values())):
         names = ", ".join(sorted(set().union(*known.values()) - {"tier"}))
@@ -524,6 +529,8 @@ def prepare(paths, tier:str, out:Path, jobs:int, timeout, params:dict) -> list[J
     for file, name, nb in books:
         own = {k: v for k, v in {"tier": tier, **params}.items() if k in known[name]}
         todo.append(Job(file, name, nb, own, limit, kernel_env(file, tier, out, jobs)))
+    from nbformat.v4 import new_notebook
+    todo += [Job(f, shown_path(f), new_notebook(), {}, unfit=why) for f, why in unfit.items()]
     return makers_first(todo, out/"outputs")
 
 # %% ../nbs/lib/05_run.ipynb #f05761b1
@@ -669,6 +676,7 @@ class CourseRun:
         return kept
 
     def missing(self, job:Job) -> str:   # what it waits for in vain, in a sentence
+        if job.unfit: return job.unfit
         for lesson, name in job.needs:
             for maker in job.makers:
                 status = self.results[maker.name]["status"]
