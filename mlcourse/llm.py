@@ -22,10 +22,10 @@ from .templates import fold_system
 from .tier import choose
 
 # %% auto #0
-__all__ = ['FACTS', 'BITS', 'SMALL', 'TURNS', 'score_facts', 'LLMError', 'quiet_libraries', 'import_bitsandbytes', 'model_path',
-           'weight_bytes', 'quantization', 'unload', 'free_bytes', 'spread_layers', 'load', 'encode', 'generate',
-           'stop_ids', 'next_token_probs', 'sampler', 'stream_text', 'Reply', 'TransformersEngine', 'perplexity',
-           'OpenAIEngine', 'llama_cpp', 'served_gguf', 'talk']
+__all__ = ['FACTS', 'BITS', 'SMALL', 'TURNS', 'score_facts', 'LLMError', 'quiet_libraries', 'import_bitsandbytes',
+           'plain_kernels', 'model_path', 'weight_bytes', 'quantization', 'unload', 'free_bytes', 'spread_layers',
+           'load', 'encode', 'generate', 'stop_ids', 'next_token_probs', 'sampler', 'stream_text', 'Reply',
+           'TransformersEngine', 'perplexity', 'OpenAIEngine', 'llama_cpp', 'served_gguf', 'talk']
 
 # %% ../nbs/week1/03_hello_llm.ipynb #ef8fba52
 FACTS = (   # question, words that count as a right answer
@@ -68,6 +68,13 @@ def import_bitsandbytes():
     with patch.dict(os.environ, TORCHDYNAMO_DISABLE="1"):
         import bitsandbytes.functional
     return bitsandbytes
+
+def plain_kernels(model, training:bool=False):
+    "On a processor: bitsandbytes' fast 4-bit kernel takes whole blocks only, and trains nothing."
+    for m in model.modules():
+        if not hasattr(m, "support_avx512bf16_for_cpu"): continue
+        whole = m.out_features % 32 == 0 and m.in_features % 64 == 0
+        if training or not whole: m.support_avx512bf16_for_cpu = False
 
 def _unpack_gguf(gguf:Path, folder:Path):
     "Write the stand-in's weights, in bf16, and its tokenizer as an ordinary model folder."
@@ -193,6 +200,7 @@ def load(name:str,                      # a model of the course, or a model's fo
     model = AutoModelForCausalLM.from_pretrained(
         path, dtype=dict(fp32=torch.float32, fp16=torch.float16).get(precision, torch.bfloat16),
         quantization_config=packing, offload_folder=offload_folder, device_map=place)
+    plain_kernels(model)
     tok = AutoTokenizer.from_pretrained(path)
     if tok.pad_token is None: tok.pad_token = tok.eos_token   # Llama and Mistral have none
     return model.eval(), tok
