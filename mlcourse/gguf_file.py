@@ -356,8 +356,8 @@ def _header(folder:Path, config, plan:list[Planned], type:str, exact:bool) -> by
 def export_gguf(folder:str|Path,          # a model's folder, as `save_pretrained` writes it
                 out:str|Path,             # the .gguf file; replaced if it is there
                 type:str="q8_0",          # a key of `TYPES`
-                exact:bool=True,          # refuse a tokenizer that llama.cpp cannot have; else warn
                 progress:Progress=no_progress,  # told bytes written, and in all, after each tensor
+                exact:bool=True,          # refuse a tokenizer that llama.cpp cannot have; else warn
                ) -> Path:                 # `out`
     "Write a model as GGUF, and go on where a killed run stopped. Raises `GGUFError`."
     from transformers import AutoConfig
