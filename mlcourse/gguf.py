@@ -52,8 +52,8 @@ def merge(base:str|Path,       # folder of the model, in 16 or 32 bits, that the
     own = (adapter/"tokenizer_config.json").is_file()   # the one that it was trained with
     tok, rows = AutoTokenizer.from_pretrained(adapter if own else base), model.config.vocab_size
     if max(tok.get_vocab().values()) >= rows:
-        raise GGUFError(f"The tokenizer of {adapter} has tokens beyond the model's {rows:,}. Save a "
-                        "base whose embedding is resized as in the training, and merge into that.")
+        raise GGUFError(f"The tokenizer of {adapter} has tokens beyond the model's {rows:,}. Save "
+                        "a base whose embedding is resized as in the training, and merge into it.")
     model.save_pretrained(tmp)
     tok.save_pretrained(tmp)
     shutil.rmtree(out, ignore_errors=True)

@@ -32,7 +32,7 @@ def byte_tokenizer(add_prefix_space=False):
     vocab["he"] = 256
     tok = Tokenizer(models.BPE(vocab=vocab, merges=[("h", "e")]))
     split = pre_tokenizers.Split(Regex(export.LLAMA3_SPLIT), "isolated")
-    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=False)
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space, use_regex=False)
     tok.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
     tok.decoder = decoders.ByteLevel()
     tok.add_special_tokens(["<|im_start|>", "<|im_end|>"])
@@ -252,7 +252,7 @@ def test_an_answer_ends_with_its_turn_in_ollama_too(tmp_path):
     with said("cannot be written"): ship.modelfile(tmp_path/"m.gguf", tok)
 
 
-# ---------------------------------------------------------------- a file that would not be the model
+# ---------------------------------------------------------------- a file that is not the model
 
 def changed(folder: Path, name: str, change) -> Path:
     "The model with one tensor changed."
