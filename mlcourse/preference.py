@@ -127,7 +127,7 @@ def lora(model, lora_r:int=16, lora_alpha:int=32,
     "A LoRA on all linear layers; on the upper ones alone, backward never enters the lower ones."
     from peft import LoraConfig
     n = model.config.num_hidden_layers
-    layers = list(range(n - top_layers, n)) if top_layers else None
+    layers = list(range(max(0, n - top_layers), n)) if top_layers else None
     names = {name.rpartition(".")[2] for name, m in model.base_model.named_modules()
              if isinstance(m, torch.nn.Linear)}   # Phi-3 has qkv_proj, and not q_proj
     return LoraConfig(r=lora_r, lora_alpha=lora_alpha, lora_dropout=0.0, target_modules=names,
