@@ -69,12 +69,10 @@ def import_bitsandbytes():
         import bitsandbytes.functional
     return bitsandbytes
 
-def plain_kernels(model, training:bool=False):
+def plain_kernels(model):
     "On a processor: bitsandbytes' fast 4-bit kernel takes whole blocks only, and trains nothing."
     for m in model.modules():
-        if not hasattr(m, "support_avx512bf16_for_cpu"): continue
-        whole = m.out_features % 32 == 0 and m.in_features % 64 == 0
-        if training or not whole: m.support_avx512bf16_for_cpu = False
+        if hasattr(m, "support_avx512bf16_for_cpu"): m.support_avx512bf16_for_cpu = False
 
 def _unpack_gguf(gguf:Path, folder:Path):
     "Write the stand-in's weights, in bf16, and its tokenizer as an ordinary model folder."

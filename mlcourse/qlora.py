@@ -70,7 +70,7 @@ def load_base(model_name:str,            # a model of the course, the hub's name
                   attn_implementation="flash_attention_2" if fast else "sdpa")
     tok = _load(AutoTokenizer, model_name)
     if tok.pad_token is None: tok.pad_token = tok.eos_token
-    plain_kernels(model, training=True)   # see "A trap on processors" in the lesson
+    plain_kernels(model)   # see "A trap on processors" in the lesson
     return model, tok
 
 # %% ../nbs/week2/02_qlora.ipynb #59ed777d
