@@ -15,7 +15,7 @@ from unittest.mock import patch
 import torch
 import typer
 from torch import Tensor
-from .assets import ASSETS, STANDINS, fetch, find_asset, http_client
+from .assets import ASSETS, STANDINS, Asset, fetch, find_asset, http_client
 from .course import command
 from .files import CourseError, derived
 from .templates import fold_system
@@ -94,13 +94,16 @@ def _unpack_gguf(gguf:Path, folder:Path):
     model.save_pretrained(folder)
 
 # %% ../nbs/week1/03_hello_llm.ipynb #f61380f9
-def model_path(name:str,  # a chat model of the course (see `ASSETS`), or a folder with a model
+def model_path(name:str,  # a chat model of the course, another of the hub (`owner/name`), a folder
               ) -> Path:  # folder that `from_pretrained` accepts
     "The folder of a model, fetched if need be. Raises `LLMError` for a name that is neither."
     if Path(name).is_dir():
         if (Path(name)/"config.json").exists(): return Path(name)
         raise LLMError(f"{name} holds no config.json, so it is no model folder.")
     asset, standin = find_asset(name), ASSETS[STANDINS["chat"]]
+    if asset is None and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        return fetch(Asset(name.replace("/", "--"), "hub", "see its page", "a model of yours", name,
+                           url=f"https://huggingface.co/{name}"))
     known = [a for a in ASSETS.values()
              if a == standin or (a.role == "chat" and a.format == "safetensors")]
     if asset not in known: raise LLMError(f"There is no model {name!r}. Use one of "

@@ -309,3 +309,13 @@ def test_the_multilingual_choices_by_one_word(client, built, tmp_path):
     with hub(["BAAI/bge-reranker-v2-m3"], more={"BAAI/bge-m3": folder}) as h:
         path = Path(got(client(h, MULTILINGUAL)))
     assert (path / "pytorch_model.bin").is_file() and not list(path.glob("*.safetensors"))
+
+
+def test_a_model_that_the_course_does_not_know(client, built):
+    "By its name on the hub; a name that is not there gets a sentence."
+    program = FETCH.replace('fetch("llama-3.1-8b-instruct")', 'model_path("{}")').replace(
+        "import AssetError, fetch", "import AssetError\nfrom mlcourse.llm import model_path")
+    with hub([], more={"somebody/gemma-of-mine": built["google/gemma-2b-it"]}) as h:
+        path = Path(got(client(h, program.format("somebody/gemma-of-mine"))))
+        got(client(h, program.format("somebody/else")), "The hub has no model somebody/else")
+    assert wanted(path) == wanted(built["google/gemma-2b-it"])
