@@ -225,7 +225,8 @@ pathlib.Path('server').write_text(str(p.pid))"""
 @pytest.mark.parametrize("args, says", [
     (["bare.ipynb"], "bare.ipynb has no cell tagged `parameters`"),
     (["good.ipynb", "bare.ipynb"], "bare.ipynb has no cell tagged `parameters`"),
-    (["good.ipynb", "-p", "setps=3"], "No notebook here has a parameter setps. Known: steps."),
+    (["good.ipynb", "-p", "setps=3"],
+     "No notebook here has a parameter or setting setps. Known: steps."),
     (["good.ipynb", "nowhere"], "There is nothing at nowhere."),
     (["good.ipynb", "--tier", "8gb"], "There is no tier '8gb'."),
     (["good.ipynb", "--out", "text.txt/out"], "text.txt/out cannot be written"),
