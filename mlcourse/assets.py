@@ -226,7 +226,7 @@ UNWANTED = ["original/*", "consolidated*", "onnx/*", "openvino/*"]
 
 def _keep_part(incomplete_path:Path, destination_path:Path, url_to_download:str, headers:dict,
                expected_size:int|None, tqdm_class=None, **ignored) -> None:
-    "What `huggingface_hub` does for a file, but its part stays when a call ends, and is gone on from."
+    "What `huggingface_hub` does for a file, but its part stays for the next call to go on from."
     from huggingface_hub import file_download
     if destination_path.exists(): return
     if size_of(incomplete_path) > (expected_size or 0): incomplete_path.unlink()

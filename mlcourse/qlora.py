@@ -15,12 +15,13 @@ from .assets import find_asset
 from .evals import rouge_l, score_pairs
 from .files import Progress, no_progress
 from .instruct import encode_pair, fold_system, parse_record, read_pairs
-from .train import (FlagError, Flags, Result, RunPlan, TrainError, check_flags, command, dataset,
-                            first_line, is_main, make_trainer, print_progress, resume_from, run_trainer)
+from .train import (Flags, Result, RunPlan, TrainError, check_flags, command, dataset,
+                            first_line, is_main, make_trainer, print_progress, resume_from,
+                            run_trainer, shares_weights)
 
 # %% auto #0
-__all__ = ['RECORD', 'source_of', 'shares_weights', 'check_shares', 'load_base', 'answers', 'score_records', 'packed_lengths',
-           'sees_neighbour', 'make_plan', 'recipe', 'encode_file', 'train', 'main']
+__all__ = ['RECORD', 'source_of', 'load_base', 'answers', 'score_records', 'packed_lengths', 'sees_neighbour', 'make_plan',
+           'recipe', 'encode_file', 'train', 'main']
 
 # %% ../nbs/week2/02_qlora.ipynb #24c6b865
 #| code-fold: true
@@ -47,27 +48,6 @@ def _load(kind, name:str, **options):
             why = (f"The hub has no model {name}, or not for you. Look at the spelling; if it is "
                    "private, run `hf auth login`.")
         raise TrainError(why) from e
-
-def shares_weights() -> str:
-    "FSDP or ZeRO-3, where `accelerate launch` cuts the weights into shares; else nothing."
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true": return "FSDP"
-    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
-    return "ZeRO-3" if stage == "3" else ""
-
-def check_shares(flags:Flags) -> None:
-    "Raise `FlagError` where the weights are cut into shares and these flags cannot work."
-    how, env = shares_weights(), os.environ.get
-    if not (how and flags.load_in_4bit): return
-    if not flags.bf16:
-        raise FlagError(f"{how} with --load_in_4bit needs --bf16: the packed weights are cut into "
-                        "shares as numbers of the type that is computed in.")
-    if how == "FSDP": return
-    moved = [name for name in ("param", "optimizer")
-             if env(f"ACCELERATE_DEEPSPEED_OFFLOAD_{name.upper()}_DEVICE", "none") != "none"]
-    if moved:
-        raise FlagError("ZeRO-3 cannot keep 4-bit weights in the processor's memory. In the "
-                        "configuration set " + " and ".join(f"offload_{m}_device" for m in moved)
-                        + " to none, as in the course's own zero3, or leave out --load_in_4bit.")
 
 def load_base(model_name:str,            # a model of the course, the hub's name, or a folder
               load_in_4bit:bool=True,    # NF4 with double quantization
@@ -270,7 +250,6 @@ def train(flags:Flags, progress:Progress=print_progress,
     "Fine-tune. What cannot fit is refused. Raises `CourseError`s, each with the next step."
     from transformers import AutoTokenizer
     check_flags(flags)
-    check_shares(flags)
     tell = progress if is_main() else no_progress
     checkpoint = resume_from(flags, tell)
     tok = base[1] if base else _load(AutoTokenizer, flags.model_name)

@@ -16,10 +16,10 @@ from .files import (CourseError, Progress, UsageError, digest, files_in, read_js
                             write_json)
 
 # %% auto #0
-__all__ = ['OPTIMS', 'TRACKERS', 'MANIFEST', 'MAY_CHANGE', 'TrainError', 'FlagError', 'Flags', 'parse_flags', 'check_flags',
-           'print_progress', 'seal', 'damage', 'last_checkpoint', 'resume_from', 'is_main', 'dataset',
-           'plain_attention', 'make_trainer', 'first_line', 'RunPlan', 'Result', 'run_trainer', 'command',
-           'launch_configs', 'launch_command']
+__all__ = ['OPTIMS', 'TRACKERS', 'MANIFEST', 'MAY_CHANGE', 'TrainError', 'FlagError', 'Flags', 'parse_flags', 'shares_weights',
+           'check_shares', 'check_flags', 'print_progress', 'seal', 'damage', 'last_checkpoint', 'resume_from',
+           'is_main', 'dataset', 'plain_attention', 'make_trainer', 'first_line', 'RunPlan', 'Result', 'run_trainer',
+           'command', 'launch_configs', 'launch_command']
 
 # %% ../nbs/tools/07_train.ipynb #cd122e2d
 class TrainError(CourseError):
@@ -75,6 +75,27 @@ def parse_flags(argv:list[str]|None=None) -> Flags:
                               description="Fine-tune a chat model with LoRA on a 4-bit base.")
     return Flags(**vars(parser.parse_args(argv)))
 
+def shares_weights() -> str:
+    "FSDP or ZeRO-3, where `accelerate launch` cuts the weights into shares; else nothing."
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true": return "FSDP"
+    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
+    return "ZeRO-3" if stage == "3" else ""
+
+def check_shares(flags:Flags) -> None:
+    "Raise `FlagError` where the weights are cut into shares and these flags cannot work."
+    how, env = shares_weights(), os.environ.get
+    if not (how and flags.load_in_4bit): return
+    if not flags.bf16:
+        raise FlagError(f"{how} with --load_in_4bit needs --bf16: the packed weights are cut into "
+                        "shares as numbers of the type that is computed in.")
+    if how == "FSDP": return
+    moved = [name for name in ("param", "optimizer")
+             if env(f"ACCELERATE_DEEPSPEED_OFFLOAD_{name.upper()}_DEVICE", "none") != "none"]
+    if moved:
+        raise FlagError("ZeRO-3 cannot keep 4-bit weights in the processor's memory. In the "
+                        "configuration set " + " and ".join(f"offload_{m}_device" for m in moved)
+                        + " to none, as in the course's own zero3, or leave out --load_in_4bit.")
+
 def check_flags(flags:Flags) -> Flags:
     "The flags, if they make sense together. Raises `FlagError`."
     def need(ok, sentence):
@@ -93,6 +114,7 @@ def check_flags(flags:Flags) -> Flags:
         from huggingface_hub import get_token
         need(flags.push_to_hub.count("/") == 1, "--push_to_hub wants OWNER/NAME.")
         need(get_token(), "--push_to_hub needs a token that may write: run `hf auth login` once.")
+    check_shares(flags)
     return flags
 
 # %% ../nbs/tools/07_train.ipynb #5e0a110c
