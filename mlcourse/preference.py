@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from .files import CourseError
 from .instruct import encode_pair
 from .templates import fold_system
-from .train import dataset
+from .train import dataset, plain_attention
 
 # %% auto #0
 __all__ = ['QUESTION', 'CALL', 'WAIT', 'URGENT', 'folded', 'PreferenceError', 'make_pair', 'on_call_pairs', 'choice_logps',
@@ -133,11 +133,11 @@ def lora(model, lora_r:int=16, lora_alpha:int=32,
     return LoraConfig(r=lora_r, lora_alpha=lora_alpha, lora_dropout=0.0, target_modules=names,
                       layers_to_transform=layers, task_type="CAUSAL_LM")
 
-def _train(trainer):
+def _train(trainer, longest:int):   # tokens of the longest sequence
     "Train without lines of progress."
     from transformers import PrinterCallback
     trainer.remove_callback(PrinterCallback)
-    trainer.train()
+    with plain_attention(trainer.model, longest): trainer.train()
     return trainer
 
 def _settings() -> dict:
@@ -146,7 +146,7 @@ def _settings() -> dict:
     return dict(logging_steps=1, logging_nan_inf_filter=False, save_strategy="no", report_to="none",
                 bf16=cuda, use_cpu=not cuda, activation_checkpointing=cuda, disable_tqdm=True)
 
-def _check_lengths(tok, pairs:list[dict], max_length:int|None):
+def _check_lengths(tok, pairs:list[dict], max_length:int|None) -> int:   # tokens of the longest
     "What is cut is the end, which is the answer. Raises `PreferenceError` rather than cutting."
     def tokens(messages):
         return len(tok.apply_chat_template(messages, return_dict=True)["input_ids"])
@@ -155,6 +155,7 @@ def _check_lengths(tok, pairs:list[dict], max_length:int|None):
     if long: raise PreferenceError(
         f"{long} of {len(pairs)} pairs are longer than max_length ({max_length} tokens; the "
         f"longest has {max(lengths)}), so their answers would be cut. Shorten them, or raise it.")
+    return max(lengths)
 
 def train_dpo(model, tok,                 # from `mlcourse.llm.load`
               pairs:list[dict],           # from `make_pair`, taken in this order
@@ -174,7 +175,7 @@ def train_dpo(model, tok,                 # from `mlcourse.llm.load`
                  precompute_ref_log_probs=reference is None)   # it does not change: ask it once
     args = DPOConfig(str(output_dir), **(_settings() | usual | settings))
     pairs = [folded(tok, p) for p in pairs]
-    _check_lengths(tok, pairs, args.max_length)
+    longest = _check_lengths(tok, pairs, args.max_length)
     rows = dataset(pairs)
     for name in ("ref_chosen_logps", "ref_rejected_logps") if reference else ():
         rows = rows.add_column(name, reference[name])
@@ -182,7 +183,7 @@ def train_dpo(model, tok,                 # from `mlcourse.llm.load`
         trainer = DPOTrainer(model, args=args, train_dataset=rows, processing_class=tok,
                              peft_config=lora(model, lora_r, lora_alpha, top_layers))
         trainer.precompute_ref_logps = True
-        _train(trainer)
+        _train(trainer, longest)
     losses = [h["loss"] for h in trainer.state.log_history if "loss" in h]
     bad = next((i for i, l in enumerate(losses, 1) if not math.isfinite(l)), None)
     if bad: raise PreferenceError(f"The loss is no number any more (the first bad step is {bad}). "
@@ -209,6 +210,9 @@ def train_grpo(model, tok, prompts:list[list[dict]],
                  max_completion_length=max_new_tokens)
     args = GRPOConfig(str(output_dir), **(_settings() | usual | settings))
     rows = dataset([dict(prompt=fold_system(tok, p)) for p in prompts])
-    return _train(GRPOTrainer(model, reward_funcs=reward, args=args, train_dataset=rows,
-                              processing_class=tok,
-                              peft_config=lora(model, lora_r, lora_alpha, top_layers)))
+    trainer = GRPOTrainer(model, reward_funcs=reward, args=args, train_dataset=rows,
+                          processing_class=tok,
+                          peft_config=lora(model, lora_r, lora_alpha, top_layers))
+    asked = max(len(tok.apply_chat_template(p, return_dict=True)["input_ids"])
+                for p in rows["prompt"])
+    return _train(trainer, asked + max_new_tokens)

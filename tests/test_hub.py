@@ -9,7 +9,6 @@ from mlcourse.files import digest
 from mlcourse.hub import hub, models, thin_model
 
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
-HUB_2_4 = "huggingface_hub 2.4 "
 
 FETCH = """
 import time
@@ -137,9 +136,6 @@ def test_a_gguf(client):
 
 # ---------------------------------------------------------------- troubles
 
-def fails(reason: str): return pytest.mark.xfail(strict=True, reason=reason)
-
-
 @pytest.mark.parametrize("trouble, more, says", [
     ("private", {}, "The hub has no model"),
     ("missing", dict(HF_TOKEN="hf_x"), "The hub has no model"),
@@ -173,12 +169,30 @@ def test_files_that_are_done_are_kept_when_another_breaks(client, built):
     assert digest(built[LLAMA] / shards[-1]) in fetched and len(fetched) < len(shards)
 
 
-@fails(HUB_2_4 + "throws a part of a file away after each call; fetch has no part of its own")
-def test_the_part_of_a_file_is_kept_for_the_next_call(client):
+def test_the_part_of_a_file_is_kept_for_the_next_call(client, built, tmp_path):
     "A learner's 16 GB come over an evening: what is there is not fetched again."
     with hub([LLAMA], "dropped") as h: client(h)
-    with hub([LLAMA]) as h: got(client(h))
-    assert any((r.range or "bytes=0-") != "bytes=0-" for r in h.log)
+    parts = {p.name.split(".")[0]: p.stat().st_size for p in tmp_path.rglob("*.incomplete")}
+    assert len(parts) >= 3 and set(parts.values()) == {1000}
+    with hub([LLAMA]) as h: path = Path(got(client(h)))
+    begun = {r.path.removeprefix("blobs/"): r.range for r in h.log if r.path.startswith("blobs/")}
+    assert {begun[name] for name in parts} == {"bytes=1000-"}
+    assert wanted(path) == wanted(built[LLAMA]) and not list(tmp_path.rglob("*.incomplete"))
+
+
+def test_a_part_that_is_too_long_begins_anew(client, built, tmp_path):
+    with hub([LLAMA], "dropped") as h: client(h)
+    for part in tmp_path.rglob("*.incomplete"): part.write_bytes(bytes(8_000_000))
+    with hub([LLAMA]) as h: path = Path(got(client(h)))
+    assert wanted(path) == wanted(built[LLAMA])
+
+
+def test_a_part_with_wrong_bytes_is_found_out(client, built, tmp_path):
+    with hub([LLAMA], "dropped") as h: client(h)
+    for part in tmp_path.rglob("*.incomplete"): part.write_bytes(bytes(1000))
+    with hub([LLAMA]) as h: got(client(h), "It was deleted")
+    with hub([LLAMA]) as h: path = Path(got(client(h)))
+    assert wanted(path) == wanted(built[LLAMA])
 
 
 def test_a_damaged_file_is_fetched_again(client, built):
@@ -196,7 +210,7 @@ FULL = """
 from pathlib import Path
 whole = Path.open
 def full(path, mode="r", *args, **kwargs):   # the system's own disk that is always full
-    if "incomplete" in path.name and "w" in mode: path = Path("/dev/full")
+    if "incomplete" in path.name and mode == "r+b": path = Path("/dev/full")
     return whole(path, mode, *args, **kwargs)
 Path.open = full
 """ + FETCH

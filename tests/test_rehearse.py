@@ -1,5 +1,5 @@
 """The lessons' 12 GB column on a processor, and the course's functions on every architecture."""
-import ast, json, os, tomllib
+import ast, json, os, subprocess, tomllib
 from pathlib import Path
 
 import pytest
@@ -73,8 +73,68 @@ def test_a_lesson_of_our_own(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "out" / "rehearsal.json").read_text()) == [row]
 
 
+# `make test` (it runs what is marked slow) rehearses two short lessons always, and those that are
+# touched; `make rehearse` runs all of them, as the canary does each week.
+ALWAYS = {"week1/01_environment", "week1/04_rag"}
+MOST = 4   # touched lessons a run, the first ones, so that it stays a matter of minutes
+
+
+def name_of(path: Path) -> str: return f"{path.parent.name}/{path.stem}"
+
+
+def git(*words: str) -> list[str]:
+    "The lines that git gives; none where it has no answer, or there is no git."
+    try: done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
+    except OSError: return []
+    return done.stdout.splitlines() if done.returncode == 0 else []
+
+
+def touched() -> list[str]:
+    "Lessons changed, or whose tables are, since main, or in the last commit where this is main."
+    head = git("rev-parse", "HEAD")
+    base = git("merge-base", "HEAD", "origin/main")
+    if not base or base == head: base = ["HEAD~1"]
+    changed = {Path(line) for line in git("diff", "--name-only", base[0], "--")}
+    names = {f"{p.parent.name}/{p.stem}" for p in changed if p.suffix in (".ipynb", ".toml")}
+    return [name_of(p) for p in LESSONS if name_of(p) in names]
+
+
+def rehearsed(names: list[str], leaves: dict[str, set[str]]) -> set[str]:
+    "`ALWAYS`, and the first few of `names` with the lessons whose results they take."
+    chosen = []
+    for name in names:
+        more, found = [name], []
+        while more:
+            found.insert(0, more.pop())
+            more += leaves.get(found[0], ())
+        new = [n for n in dict.fromkeys(found) if n not in chosen]
+        if len(chosen) + len(new) <= MOST: chosen += new
+    return ALWAYS | set(chosen)
+
+
+def leaves() -> dict[str, set[str]]:
+    "Of each lesson, those whose results it takes."
+    from mlcourse.run import needs
+    return {name_of(p): {lesson for lesson, _ in needs(checks.read(p))} for p in LESSONS}
+
+
+def test_what_make_test_rehearses():
+    takes = {"w/3": {"w/2"}, "w/2": {"w/1"}}
+    assert rehearsed([], takes) == ALWAYS <= set(map(name_of, LESSONS))
+    assert rehearsed(["w/3"], takes) == ALWAYS | {"w/1", "w/2", "w/3"}
+    assert rehearsed(["w/3", "w/4", "w/5"], takes) == ALWAYS | {"w/1", "w/2", "w/3", "w/4"}
+    assert rehearsed(["a", "b", "c", "d", "e"], {}) == ALWAYS | {"a", "b", "c", "d"}
+    assert leaves()["week2/05_ship"] >= {"week2/02_qlora"}
+    assert set(touched()) <= set(map(name_of, LESSONS))
+
+
+NOW = rehearsed(touched(), leaves())
+ROWS = [pytest.param(p, id=name_of(p), marks=[pytest.mark.slow] if name_of(p) in NOW else [])
+        for p in LESSONS]
+
+
 @pytest.mark.rehearsal
-@pytest.mark.parametrize("path", LESSONS, ids=lambda p: f"{p.parent.name}/{p.stem}")
+@pytest.mark.parametrize("path", ROWS)
 def test_the_12gb_column(path, tmp_path_factory):
     "Every code cell runs. In course order: later lessons take what earlier ones leave."
     out = tmp_path_factory.getbasetemp() / "rehearsal"
