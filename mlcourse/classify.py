@@ -83,7 +83,7 @@ def split(labels:Tensor, seed:int=0, shares:tuple=(.7, .1)) -> list[Tensor]:
 #| code-fold: true
 #| code-summary: "Models, and what they are fed with"
 TINY = {   # models of a size for a processor: the architecture, and its shape
-    "tiny-resnet": ("resnet", dict(embedding_size=16, hidden_sizes=[16, 32, 64], depths=[1, 1, 1],
+    "tiny-resnet": ("resnet", dict(embedding_size=24, hidden_sizes=[24, 48, 96], depths=[1, 1, 1],
                                    layer_type="basic")),
     "tiny-convnext": ("convnext", dict(patch_size=2, num_stages=3, hidden_sizes=[16, 32, 64],
                                        depths=[1, 1, 2], layer_scale_init_value=1.,
