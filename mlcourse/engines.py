@@ -105,7 +105,8 @@ def engine_standin(name:str,                          # a key of `ENGINES`
                                        for m in models])
     known = {engine.mark: {engine.key: "0.0.0"}, "/v1/models": listed}
     if name == "Ollama": known["/api/tags"] = dict(models=[
-        dict(name=m, model=m, size=1, digest="0" * 64, details=dict(format="gguf")) for m in models])
+        dict(name=m, model=m, size=1, digest="0" * 64, details=dict(format="gguf"))
+        for m in models])
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *args): pass
