@@ -18,6 +18,7 @@ def requirements(key: str) -> list[str]:
 weeks = {k.removesuffix("_requirements"): requirements(k) for k in cfg
          if k.startswith("week") and k.endswith("_requirements")}
 extras = {**weeks, "all": sorted({r for rs in weeks.values() for r in rs}),
+          "documents": requirements("documents_requirements"),
           "dev": requirements("dev_requirements")}
 
 setup(
