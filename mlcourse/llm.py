@@ -22,10 +22,10 @@ from .templates import fold_system
 from .tier import choose
 
 # %% auto #0
-__all__ = ['FACTS', 'BITS', 'SMALL', 'TURNS', 'score_facts', 'LLMError', 'quiet_libraries', 'import_bitsandbytes',
-           'plain_kernels', 'model_path', 'weight_bytes', 'quantization', 'unload', 'free_bytes', 'spread_layers',
-           'load', 'encode', 'generate', 'stop_ids', 'next_token_probs', 'sampler', 'stream_text', 'Reply',
-           'TransformersEngine', 'perplexity', 'OpenAIEngine', 'llama_cpp', 'served_gguf', 'talk']
+__all__ = ['FACTS', 'BITS', 'TOO_LONG', 'SMALL', 'TURNS', 'score_facts', 'LLMError', 'TooLong', 'quiet_libraries',
+           'import_bitsandbytes', 'plain_kernels', 'model_path', 'weight_bytes', 'quantization', 'unload', 'free_bytes',
+           'spread_layers', 'load', 'encode', 'generate', 'stop_ids', 'next_token_probs', 'sampler', 'stream_text',
+           'Reply', 'TransformersEngine', 'perplexity', 'OpenAIEngine', 'llama_cpp', 'served_gguf', 'talk']
 
 # %% ../nbs/week1/03_hello_llm.ipynb #ef8fba52
 FACTS = (   # question, words that count as a right answer
@@ -55,6 +55,9 @@ def score_facts(answer:Callable[[str], str],  # takes a question, gives an answe
 # %% ../nbs/week1/03_hello_llm.ipynb #fce7e6b7
 class LLMError(CourseError):
     "Something a user can put right; the message says how."
+
+class TooLong(LLMError):
+    "A prompt, with the tokens asked for, that the model's context does not hold."
 
 def quiet_libraries():
     "Silence transformers' loading bars, and what bitsandbytes and accelerate repeat on every call."
@@ -304,7 +307,7 @@ class TransformersEngine:
     def _tokens(self, messages, max_new_tokens=128, temperature=0.0, top_p=1.0):
         ids = encode(self.tok, messages, self.model.device)
         n, limit = ids.shape[1], self.model.config.max_position_embeddings
-        if n + max_new_tokens > limit: raise LLMError(
+        if n + max_new_tokens > limit: raise TooLong(
             f"The prompt has {n} tokens and you ask for {max_new_tokens} more, but this model's "
             f"context is {limit}. Shorten the prompt, or ask for fewer tokens.")
         pick = sampler(temperature, top_p=top_p)
@@ -341,6 +344,8 @@ def perplexity(model, tok, text:str,
     return float(torch.tensor(total / count).exp())
 
 # %% ../nbs/week1/03_hello_llm.ipynb #9cc6c18f
+TOO_LONG = re.compile(r"context|too long|exceed")
+
 class OpenAIEngine:
     "Any server with the API of OpenAI: llama.cpp, Ollama, vLLM, `transformers serve` and others."
     def __init__(self, base_url:str,          # such as `http://127.0.0.1:11434/v1`
@@ -365,12 +370,14 @@ class OpenAIEngine:
         except openai.APIConnectionError as e: raise LLMError(
             f"No server answers at {self.url}. Start it (`ollama serve`, `vllm serve MODEL`, "
             "`transformers serve`), or correct the URL.") from e
-        except openai.APIStatusError as e: raise LLMError(
-            f"{self.url} refused (HTTP {e.status_code}): {_said(e)}. {self._advice(e)}") from e
+        except openai.APIStatusError as e:
+            kind = TooLong if TOO_LONG.search(_said(e)) else LLMError
+            said = f"{_said(e)}. {self._advice(e)}"
+            raise kind(f"{self.url} refused (HTTP {e.status_code}): {said}") from e
 
     def _advice(self, e) -> str:
         "What to do about a refusal."
-        if re.search(r"context|too long|exceed", _said(e)):
+        if TOO_LONG.search(_said(e)):
             return "Shorten the prompt, or start the server with a longer context."
         models = self.models()
         if not models: return f"Does it serve {self.model!r}?"

@@ -147,6 +147,7 @@ def answer(question:str, retriever:Retriever,
            max_new_tokens:int=32,
           ) -> Answer:
     "Answer from the notes with checked citations, or refuse."
+    from mlcourse.llm import TooLong
     start, hits = time.perf_counter(), retriever.search(question, 3)
     def refuse(why, draft=""):
         return Answer(NOT_FOUND, [], True, why, hits, draft, time.perf_counter() - start)
@@ -154,8 +155,11 @@ def answer(question:str, retriever:Retriever,
     if gate and gate.score(*evidence(question, retriever, hits)) < gate.threshold:
         return refuse("the notes hold too little about it")
     read = hits[:k]
-    turns = prompt(question, [passage_text(h.chunk) for h in read])
-    draft = engine.chat(turns, max_new_tokens).text
+    passages = [passage_text(h.chunk) for h in read]
+    try: draft = engine.chat(prompt(question, passages), max_new_tokens).text
+    except TooLong:   # a passage as dense as minified code: its beginning, then
+        short = [p[:len(p) // (4 * len(passages))] for p in passages]
+        draft = engine.chat(prompt(question, short), max_new_tokens).text
     if is_refusal(draft): return refuse("the model found no answer in the passages", draft)
     text, used = verify_citations(draft, [h.chunk.indexed for h in read], at_least)
     if not text: return refuse("no passage supports what the model said", draft)

@@ -106,7 +106,7 @@ COMPUTED = [   # lesson, and the words that stand in it, with what code computes
     ("week1/02_vram", f"make a table of {2048 * WORDS / 1e6:.0f} million numbers"),
     ("week1/02_vram", f"numbers: {2048 * WORDS * 2 / GIB:.1f} GiB in 16 bits"),
     ("week1/02_vram", f"Training all of an 8B model would need {16 * FULL / GIB:.0f} GiB"),
-    ("week1/03_hello_llm", f"0.8 of 12,282 MiB are {0.8 * CARD:.1f} GiB"),
+    ("week1/03_hello_llm_more", f"0.8 of 12,282 MiB are {0.8 * CARD:.1f} GiB"),
     ("week1/03_hello_llm", f"another of {SPELT[len(CHAT) - 1]} by changing one word"),
     ("week1/05_rag_better_more", f"30,000 × 384 × 4 bytes are {30_000 * 384 * 4 / 2**20:.0f} MiB"),
     ("week2/01_instruction_data", f"costs {2048 * WORDS * 2 / GIB:.1f} GiB at 2,048 tokens"),

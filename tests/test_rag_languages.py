@@ -124,3 +124,21 @@ def test_one_bad_byte_costs_one_character():
     for bad in (raw[:9] + b"\xff" + raw[9:], raw[:-1], raw[:10] + b"\xff" + raw[11:]):
         text, guess = decode_named(bad)
         assert not guess and "守塔人是艾达" in text
+
+
+def test_a_passage_that_the_context_does_not_hold_is_shortened(tmp_path):
+    "Dense text takes more tokens than letters of English do: the beginning is read instead."
+    from mlcourse.llm import TooLong
+
+    class Narrow:
+        def chat(self, messages, max_new_tokens):
+            if sum(len(m["content"]) for m in messages) > 1500: raise TooLong("too long")
+            return SimpleNamespace(text="The gate code is 4411.")
+
+    (tmp_path / "notes").mkdir()
+    dense = "```\nThe gate code is 4411.\n" + "x=[0];" * 500 + "\n```"
+    (tmp_path / "notes/map.md").write_text("# Gate\n\n" + dense)
+    store = Store(tmp_path / "store", Blind(), 800)
+    store.update(tmp_path / "notes")
+    said = answer("What is the gate code?", Retriever(store), Narrow(), gate=None)
+    assert not said.refused and "4411" in said.text, said
