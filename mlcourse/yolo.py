@@ -13,12 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 from .assets import fetch, find_asset
-from .files import CourseError, Progress, cache_dir, no_progress, write_atomic
+from .files import (CourseError, Progress, UsageError, cache_dir, no_progress,
+                            write_atomic)
 from .worlds import BASE_SHAPES, HARD, Picture, shapes
 
 # %% auto #0
-__all__ = ['RECIPE', 'quiet_ultralytics', 'write_yolo', 'make_yolo', 'open_yolo', 'save_yolo', 'train_yolo', 'Scores',
-           'evaluate_yolo', 'Detection', 'find_objects', 'pretrain_yolo']
+__all__ = ['PICTURES', 'RECIPE', 'quiet_ultralytics', 'write_yolo', 'check_data', 'make_yolo', 'open_yolo', 'save_yolo',
+           'train_yolo', 'Scores', 'evaluate_yolo', 'Detection', 'find_objects', 'pretrain_yolo', 'thin_yolov8n']
 
 # %% ../nbs/tools/22_yolo.ipynb #f1d155d4
 def quiet_ultralytics():   # the module `ultralytics`
@@ -79,6 +80,35 @@ def write_yolo(pictures:Mapping[str, Sequence[Picture]],   # by split: train, va
                 names=dict(enumerate(names)))
     text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
     return write_atomic(folder/"data.yaml", text)
+
+# %% ../nbs/tools/22_yolo.ipynb #7cc9bb3d
+PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
+
+def check_data(data:str|Path,   # a data.yaml
+              ) -> dict:        # what it says, with a whole path and with names by number
+    "Read a data set's description and its labels' classes. Raises `UsageError`, by file and line."
+    import yaml
+    data = Path(data)
+    try: about = yaml.safe_load(data.read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as e: raise UsageError(
+        f"{data} cannot be read ({e}). Give the data.yaml of your data set.") from e
+    if not isinstance(about, dict) or not about.get("names") or {"train", "val"} - {*about}:
+        raise UsageError(f"{data} needs `names`, `train` and `val`.")
+    names = about["names"] if isinstance(about["names"], dict) else dict(enumerate(about["names"]))
+    root = (data.parent/str(about.get("path") or ".")).resolve()
+    for split in ("train", "val"):
+        folder = root/str(about[split])
+        pictures = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in PICTURES]
+        if not pictures: raise UsageError(f"{data}: {split} is {folder}, without any picture.")
+        for picture in pictures:
+            front, _, back = str(picture.with_suffix(".txt")).rpartition("/images/")
+            label = Path(f"{front}/labels/{back}")
+            lines = label.read_text("utf-8", "replace").split("\n") if label.is_file() else []
+            for n, line in enumerate(lines, 1):
+                number = (line.split() or ["0"])[0]
+                if not number.isdecimal() or int(number) not in names: raise UsageError(
+                    f"{label}, line {n}: there is no class {number}; {data} has {len(names)}.")
+    return dict(about, path=str(root), names=names)
 
 # %% ../nbs/tools/22_yolo.ipynb #8160fe20
 def make_yolo(names:Sequence[str],          # of the classes
@@ -199,6 +229,7 @@ class Detection(NamedTuple):
 def find_objects(yolo,                             # an `ultralytics.YOLO`
                  pictures:Sequence[np.ndarray],    # (height, width, 3) uint8, RGB
                  imgsz:int=96, min_score:float=.25,
+                 iou:float=.7,                     # more overlap than this, and the surest stays
                  batch_size:int=64,
                 ) -> list[list[Detection]]:        # for each picture, the surest first
     "What a detector finds in pictures."
@@ -206,7 +237,7 @@ def find_objects(yolo,                             # an `ultralytics.YOLO`
     with _threads_kept():
         for i in range(0, len(pictures), batch_size):
             some = [np.ascontiguousarray(p[..., ::-1]) for p in pictures[i:i + batch_size]]   # BGR
-            for r in yolo.predict(some, imgsz=imgsz, conf=min_score, verbose=False):
+            for r in yolo.predict(some, imgsz=imgsz, conf=min_score, iou=iou, verbose=False):
                 rows = r.boxes.data.cpu().numpy()[:, :6].tolist()
                 found.append([Detection(r.names[int(c)], s, tuple(b)) for *b, s, c in rows])
     return found
@@ -229,3 +260,11 @@ def pretrain_yolo(folder:Path,         # checkpoints
         path = save_yolo(yolo, folder/"yolov8n-shapes.safetensors")
         scores = evaluate_yolo(open_yolo(path), data)
     return path, dict(map50=scores.map50, map50_95=scores.map50_95)
+
+# %% ../nbs/tools/22_yolo.ipynb #89fe11ea
+def thin_yolov8n(folder:Path) -> None:
+    "Write a yolov8n.pt with COCO's 80 kinds and random weights, for `mlcourse rehearse`."
+    import yaml
+    about = Path(quiet_ultralytics().__file__).parent/"cfg/datasets/coco.yaml"
+    names = yaml.safe_load(about.read_text("utf-8"))["names"]
+    make_yolo([*names.values()]).save(folder/"yolov8n.pt")
