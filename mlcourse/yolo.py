@@ -7,6 +7,7 @@ from __future__ import annotations
 import json, logging, os, shutil, tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -46,12 +47,14 @@ def quiet_ultralytics():   # the module `ultralytics`
     return ultralytics
 
 @contextmanager
-def _threads_kept() -> Iterator[int]:
-    "Ultralytics sets the number of torch's threads whenever it chooses a device: put it back."
+def _threads_kept(yolo=None) -> Iterator[int]:
+    "Ultralytics sets torch's threads with each device, and melts layers of a model it runs: undo."
     import torch
-    threads = torch.get_num_threads()
+    threads, model = torch.get_num_threads(), deepcopy(yolo.model) if yolo else None
     try: yield threads
-    finally: torch.set_num_threads(threads)
+    finally:
+        torch.set_num_threads(threads)
+        if yolo: yolo.model = model
 
 # %% ../nbs/tools/22_yolo.ipynb #a52b8a78
 def write_yolo(pictures:Mapping[str, Sequence[Picture]],   # by split: train, val, test
@@ -213,7 +216,7 @@ def evaluate_yolo(yolo,               # an `ultralytics.YOLO`
                   batch_size:int=64,
                  ) -> Scores:
     "Score a detector by Ultralytics' own evaluation."
-    with _threads_kept(), tempfile.TemporaryDirectory() as folder:
+    with _threads_kept(yolo), tempfile.TemporaryDirectory() as folder:
         box = yolo.val(data=str(data), split=split, imgsz=imgsz, batch=batch_size, workers=0,
                        plots=False, verbose=False, save_dir=folder).box
     each = zip(box.ap_class_index, box.ap50, box.ap)
@@ -234,7 +237,7 @@ def find_objects(yolo,                             # an `ultralytics.YOLO`
                 ) -> list[list[Detection]]:        # for each picture, the surest first
     "What a detector finds in pictures."
     found = []
-    with _threads_kept():
+    with _threads_kept(yolo):
         for i in range(0, len(pictures), batch_size):
             some = [np.ascontiguousarray(p[..., ::-1]) for p in pictures[i:i + batch_size]]   # BGR
             for r in yolo.predict(some, imgsz=imgsz, conf=min_score, iou=iou, verbose=False):
