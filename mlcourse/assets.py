@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import metadata, resources
 from pathlib import Path
+from unittest.mock import patch
 from urllib.parse import urlsplit
 from .files import (CourseError, Progress, cache_dir, digest, files_in, locked,
                             progress_bar, size_of, write_atomic)
@@ -37,6 +38,7 @@ class Asset:
     role: str = ""                # what it is for
     format: str = ""              # safetensors, gguf, text, zip or csv
     file: str = ""                # hub: the one file that is wanted, where not all are
+    also: tuple[str, ...] = ()    # hub: files that are wanted beside the usual ones
     size: int = 0                 # bytes of the file or folder; hub: of the download, to a MB
     sha256: str = ""              # of the file, or of the folder as `digest` defines it
     package: str = ""             # the distribution that carries it
@@ -223,6 +225,18 @@ def _fetch_shipped(asset:Asset) -> Path:   # a file or folder inside the course'
 WANTED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]   # one format
 UNWANTED = ["original/*", "consolidated*", "onnx/*", "openvino/*"]
 
+def _keep_part(incomplete_path:Path, destination_path:Path, url_to_download:str, headers:dict,
+               expected_size:int|None, tqdm_class=None, **ignored) -> None:
+    "What `huggingface_hub` does for a file, but its part stays for the next call to go on from."
+    from huggingface_hub import file_download
+    if destination_path.exists(): return
+    if size_of(incomplete_path) > (expected_size or 0): incomplete_path.unlink()
+    incomplete_path.touch()
+    with incomplete_path.open("r+b") as f:
+        file_download.http_get(url_to_download, f, resume_size=f.seek(0, os.SEEK_END),
+                               headers=headers, expected_size=expected_size, tqdm_class=tqdm_class)
+    file_download._chmod_and_move(incomplete_path, destination_path)
+
 def _fetch_hub(asset:Asset) -> Path:
     "A model's folder or file: put there by hand, or in the hub's own cache, or else downloaded."
     own = cache_dir()/"hub"/asset.name
@@ -232,8 +246,10 @@ def _fetch_hub(asset:Asset) -> Path:
     blobs = folder/f"models--{repo.replace('/', '--')}"/"blobs"
     _check_room(asset, folder, size_of(blobs), "HF_HOME")
     try:
-        if asset.file: path = hf_hub_download(repo, asset.file)
-        else: path = snapshot_download(repo, allow_patterns=WANTED, ignore_patterns=UNWANTED)
+        with patch("huggingface_hub.file_download._download_to_tmp_and_move", _keep_part):
+            if asset.file: path = hf_hub_download(repo, asset.file)
+            else: path = snapshot_download(repo, allow_patterns=[*WANTED, *asset.also],
+                                           ignore_patterns=UNWANTED)
     except errors.GatedRepoError as e:
         raise AssetError(f"{repo} asks you to accept its licence ({asset.licence}). Do so at "
                          f"{asset.url}, then run `hf auth login` once with a read token.") from e

@@ -40,14 +40,17 @@ def _package_rows(root:Path) -> list[tuple[str, ...]]:   # the lines of the pack
         group = key.removesuffix("requirements").strip("_") or "core"
         for requirement in lines.split():
             asked.setdefault(re.match(r"[\w.-]+", requirement)[0], []).append(group)
-    return [(name, _stated(name), ", ".join(asked[name])) for name in sorted(asked, key=str.lower)]
+    def stated(name):   # other lists than those of make setup are extras on request
+        if any(re.match(r"core|dev|week\d", group) for group in asked[name]): return _stated(name)
+        return f"not in `make setup`; see [its page](https://pypi.org/project/{name}/)"
+    return [(name, stated(name), ", ".join(asked[name])) for name in sorted(asked, key=str.lower)]
 
 # %% ../nbs/lib/10_licences.ipynb #d1e84c7b
 def write_licences(root:Path|None=None) -> bool:   # has the file changed?
     "Bring the tables of LICENCES.md up to date. Raises `CourseError` if a package is missing."
     path = (root or course_root())/"LICENCES.md"
     head = ("Name", "What it is", "Terms", "What to know", "Used in")
-    models = [a for a in ASSETS.values() if a.format in ("safetensors", "gguf", "pt")]
+    models = [a for a in ASSETS.values() if a.format in ("safetensors", "gguf", "pickle")]
     data = [a for a in ASSETS.values() if a not in models]
     packages = ("Package", "What it states", "Asked for by"), _package_rows(path.parent)
     tables = dict(models=(head, map(_asset_row, models)), data=(head, map(_asset_row, data)),

@@ -15,11 +15,13 @@ from .assets import find_asset
 from .evals import rouge_l, score_pairs
 from .files import Progress, no_progress
 from .instruct import encode_pair, fold_system, parse_record, read_pairs
-from .train import (Flags, Result, RunPlan, TrainError, check_flags, command, first_line,
-                            is_main, make_trainer, print_progress, resume_from, run_trainer)
+from .train import (Flags, Result, RunPlan, TrainError, check_flags, command, dataset,
+                            first_line, is_main, make_trainer, print_progress, resume_from,
+                            run_trainer, shares_weights)
 
 # %% auto #0
-__all__ = ['RECORD', 'source_of', 'load_base', 'answers', 'score_records', 'make_plan', 'recipe', 'encode_file', 'train', 'main']
+__all__ = ['RECORD', 'source_of', 'load_base', 'answers', 'score_records', 'packed_lengths', 'sees_neighbour', 'make_plan',
+           'recipe', 'encode_file', 'train', 'main']
 
 # %% ../nbs/week2/02_qlora.ipynb #24c6b865
 #| code-fold: true
@@ -55,10 +57,11 @@ def load_base(model_name:str,            # a model of the course, the hub's name
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
     from transformers.utils import is_flash_attn_2_available
-    from mlcourse.llm import quiet_libraries
+    from mlcourse.llm import import_bitsandbytes, plain_kernels, quiet_libraries
     quiet_libraries()
+    if load_in_4bit: import_bitsandbytes()
     dtype = torch.bfloat16 if bf16 else torch.float32
-    stored = dtype if os.environ.get("ACCELERATE_USE_FSDP") else "uint8"   # FSDP shards one type
+    stored = dtype if shares_weights() else "uint8"   # what is cut into shares is of one type
     packing = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
                                  bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
                                  bnb_4bit_quant_storage=stored)
@@ -70,8 +73,7 @@ def load_base(model_name:str,            # a model of the course, the hub's name
                   attn_implementation="flash_attention_2" if fast else "sdpa")
     tok = _load(AutoTokenizer, model_name)
     if tok.pad_token is None: tok.pad_token = tok.eos_token
-    for m in model.modules():   # see "A trap on processors" in the lesson
-        if hasattr(m, "support_avx512bf16_for_cpu"): m.support_avx512bf16_for_cpu = False
+    plain_kernels(model)   # see "A trap on processors" in the lesson
     return model, tok
 
 # %% ../nbs/week2/02_qlora.ipynb #59ed777d
@@ -149,6 +151,23 @@ def _targets(flags:Flags) -> tuple[str, ...]:
     "The layers that get adapters; none stands for all linear ones."
     return () if flags.target_modules == "all-linear" else tuple(flags.target_modules.split(","))
 
+def packed_lengths(encoded:list[dict],      # from `encode_pair`
+                   max_seq_length:int,      # of a sequence, in tokens
+                  ) -> list[int]:           # tokens of each sequence
+    "How `--packing` fills sequences with pairs: best fit, the longest pair first (TRL's)."
+    from trl import pack_dataset
+    return [len(ids) for ids in pack_dataset(dataset(encoded), max_seq_length)["input_ids"]]
+
+def sees_neighbour(model) -> bool:
+    "Does a packed example see the one before it? Asked of the model: two neighbours, one example."
+    import torch
+    one, other, example = torch.arange(24, device=model.device).view(3, 8)
+    positions = torch.arange(8, device=model.device).repeat(2)[None]
+    with torch.inference_mode():
+        first, second = (model(torch.cat([n, example])[None], position_ids=positions).logits[:, 8:]
+                         for n in (one, other))
+    return not torch.allclose(first, second, atol=1e-3)
+
 def make_plan(flags:Flags,
               encoded:list[dict],   # from `encode_pair`
               world:int=1,          # processes
@@ -158,16 +177,18 @@ def make_plan(flags:Flags,
     from mlcourse.tier import find_cards
     from mlcourse.vram import Plan, adapter_parameters, by_rules, predict
     batch, accumulation = flags.per_device_train_batch_size, flags.gradient_accumulation_steps
-    per_epoch = math.ceil(math.ceil(len(encoded) / (batch * world)) / accumulation)
+    whole, sequences = [len(e["input_ids"]) for e in encoded], batch * accumulation * world
+    lengths = packed_lengths(encoded, flags.max_seq_length) if flags.packing else whole
+    per_epoch = math.ceil(math.ceil(len(lengths) / (batch * world)) / accumulation)
     steps = flags.max_steps
     if steps < 0: steps = math.ceil(per_epoch * flags.num_train_epochs)
-    lengths, sequences = [len(e["input_ids"]) for e in encoded], batch * accumulation * world
     name, config = find_config(flags.model_name)
     result = RunPlan(
         name, adapter_parameters(config, flags.lora_r, _targets(flags)), len(encoded), max(lengths),
-        sum(n == flags.max_seq_length for n in lengths), steps, sequences,
+        sum(n == flags.max_seq_length for n in whole), steps, sequences,
         tokens=round(sum(lengths) / len(lengths) * steps * sequences),
-        learned=sum(l != -100 for e in encoded for l in e["labels"]) / sum(lengths))
+        learned=sum(l != -100 for e in encoded for l in e["labels"]) / sum(lengths),
+        packed=len(lengths) if flags.packing else 0)
     cards, same = find_cards(), ("lora_r", "lora_dropout", "gradient_checkpointing")
     vram = flags.vram or max((c.total_mib / 1024 for c in cards), default=12)
     plan = Plan(flags.model_name, task="qlora" if flags.load_in_4bit else "lora", seq=max(lengths),
@@ -195,7 +216,7 @@ def recipe(flags:Flags, steps:int):   # a `trl.SFTConfig` and a `peft.LoraConfig
     optim = flags.optim if flags.optim != "auto" else "paged_adamw_8bit" if cuda else "adamw_torch"
     same = ("output_dir", "per_device_train_batch_size", "gradient_accumulation_steps", "max_steps",
             "num_train_epochs", "learning_rate", "bf16", "gradient_checkpointing", "seed",
-            "save_steps", "logging_steps", "report_to")   # TRL calls these as we do
+            "save_steps", "logging_steps", "report_to", "packing")   # TRL calls these as we do
     config = SFTConfig(
         **{f: getattr(flags, f) for f in same}, optim=optim, max_length=flags.max_seq_length,
         per_device_eval_batch_size=flags.per_device_train_batch_size, data_seed=flags.seed,
@@ -240,6 +261,9 @@ def train(flags:Flags, progress:Progress=print_progress,
         raise TrainError("\n".join([refused, *plan.remedies]))
     if flags.dry_run: return Result(plan, Path(flags.output_dir), tok)
     model, tok = base or load_base(flags.model_name, flags.load_in_4bit, flags.bf16)
+    if flags.packing and sees_neighbour(model):
+        raise TrainError(f"In {flags.model_name} a packed example would see the one before it. "
+                         "Leave out --packing.")
     trainer = make_trainer(flags, model, tok, rows, dev, *recipe(flags, plan.steps), tell)
     return run_trainer(flags, trainer, plan, checkpoint, tell)
 

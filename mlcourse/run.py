@@ -26,11 +26,11 @@ from .record import (Metric, commit, distributions, harvest, high_water, machine
 from .tier import find_cards, resolve
 
 # %% auto #0
-__all__ = ['MAX_PRINTED', 'ANSI', 'COLOURS', 'TIMEOUT', 'Interrupted', 'parameter_names', 'parse_params', 'mentions',
-           'data_files', 'inputs', 'run_key', 'needs', 'Job', 'kernel_client', 'register_engine', 'kernel_env', 'clean',
-           'raising_line', 'late', 'why_dead', 'execute', 'entry', 'load_report', 'summary', 'is_ok', 'tables',
-           'report_md', 'print_card', 'shown_path', 'select', 'prepare', 'makers_first', 'signals_to', 'sole_run',
-           'RunBars', 'run_course', 'out_path', 'CourseRun', 'lost']
+__all__ = ['MAX_PRINTED', 'ANSI', 'COLOURS', 'TIMEOUT', 'Interrupted', 'parameter_names', 'setting_names', 'parse_params',
+           'mentions', 'data_files', 'inputs', 'run_key', 'needs', 'Job', 'kernel_client', 'register_engine',
+           'kernel_env', 'clean', 'raising_line', 'late', 'why_dead', 'execute', 'entry', 'load_report', 'summary',
+           'is_ok', 'tables', 'report_md', 'print_card', 'shown_path', 'select', 'prepare', 'makers_first',
+           'signals_to', 'sole_run', 'RunBars', 'run_course', 'out_path', 'CourseRun', 'lost']
 
 # %% ../nbs/lib/05_run.ipynb #5100c31f
 class Interrupted(KeyboardInterrupt):
@@ -54,6 +54,13 @@ def parameter_names(nb:dict, name:str="it") -> list[str]:   # in the order of th
     set_here = (s for s in body if isinstance(s, (ast.Assign, ast.AnnAssign)))
     targets = (t for s in set_here for t in getattr(s, "targets", None) or [s.target])
     return [t.id for t in targets if isinstance(t, ast.Name)]
+
+def setting_names(nb:dict) -> list[str]:   # in the order of the table
+    "The settings of a notebook's table: the names that its cells give to `choose`."
+    trees = (code_tree(c["source"]) for c in nb["cells"] if "choose(" in c["source"])
+    calls = (n for tree in trees if tree for n in ast.walk(tree) if isinstance(n, ast.Call))
+    chosen = (c for c in calls if getattr(c.func, "id", "") == "choose")
+    return [k.arg for c in chosen for k in c.keywords if k.arg]
 
 # %% ../nbs/lib/05_run.ipynb #a8880e32
 def parse_params(pairs:list[str]) -> dict[str,Any]:   # numbers, lists, … where a text reads as one
@@ -154,6 +161,7 @@ class Job:
     env: dict = field(default_factory=dict)            # the kernel's environment
     makers: list = field(default_factory=list)         # jobs of this run that leave what it needs
     key: str = ""                    # see `run_key`; known when its turn comes
+    unfit: str = ""                  # why it cannot run at all
     tell: Callable = lambda *event: None               # called with ("cell", job) as cells start
     cell: int | None = None          # index of the cell that runs, in the source
     executed: dict | None = None     # the notebook with its outputs
@@ -513,17 +521,28 @@ def prepare(paths, tier:str, out:Path, jobs:int, timeout, params:dict) -> list[J
         raise UsageError("A timeout is a number of seconds; 0 means no limit.")
     if "tier" in params:
         raise UsageError("The tier has an option of its own: use --tier instead of -p tier=….")
-    books = [(f, shown_path(f), read_notebook(f)) for f in select(paths)]
+    books, unfit = [], {}
+    for f in select(paths):
+        try: books.append((f, shown_path(f), read_notebook(f)))
+        except UsageError as e: unfit[f] = str(e)
+    if unfit and not books: raise UsageError("\n".join(unfit.values()))
     known = {name: parameter_names(nb, name) for _, name, nb in books}
-    if lost := sorted(set(params).difference(*known.values())):
-        names = ", ".join(sorted(set().union(*known.values()) - {"tier"}))
-        raise UsageError(f"No notebook here has a parameter {', '.join(lost)}. "
+    settings = {name: setting_names(nb) for _, name, nb in books}
+    names = set().union(*known.values(), *settings.values())
+    if lost := sorted(set(params) - names):
+        names = ", ".join(sorted(names - {"tier"}))
+        raise UsageError(f"No notebook here has a parameter or setting {', '.join(lost)}. "
                          f"Known: {names or 'only tier'}.")
     limit = (TIMEOUT[tier] if timeout is None else timeout) or math.inf
     todo = []
     for file, name, nb in books:
         own = {k: v for k, v in {"tier": tier, **params}.items() if k in known[name]}
-        todo.append(Job(file, name, nb, own, limit, kernel_env(file, tier, out, jobs)))
+        env = kernel_env(file, tier, out, jobs)
+        if chosen := {k: v for k, v in params.items() if k in settings[name] and k not in own}:
+            env["MLCOURSE_SETTINGS"] = json.dumps(chosen, default=str)
+        todo.append(Job(file, name, nb, own, limit, env))
+    from nbformat.v4 import new_notebook
+    todo += [Job(f, shown_path(f), new_notebook(), {}, unfit=why) for f, why in unfit.items()]
     return makers_first(todo, out/"outputs")
 
 # %% ../nbs/lib/05_run.ipynb #f05761b1
@@ -658,7 +677,8 @@ class CourseRun:
     def kept(self, job:Job) -> bool:
         "Is it done at the same inputs, and still there? Then its entry is the earlier one."
         outputs = self.out/"outputs"
-        job.key = run_key(job.nb, job.params, self.report["tier"], outputs)
+        params = {**job.params, "settings": job.env.get("MLCOURSE_SETTINGS", "")}
+        job.key = run_key(job.nb, params, self.report["tier"], outputs)
         was = self.before.pop(job.name, {})
         wanted = {need for other in self.todo for need in other.needs if job in other.makers}
         there = [out_path(self.out, job.name)]
@@ -669,6 +689,7 @@ class CourseRun:
         return kept
 
     def missing(self, job:Job) -> str:   # what it waits for in vain, in a sentence
+        if job.unfit: return job.unfit
         for lesson, name in job.needs:
             for maker in job.makers:
                 status = self.results[maker.name]["status"]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 import errno, netrc, os, sys, time, warnings
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -15,9 +16,10 @@ from .files import (CourseError, Progress, UsageError, digest, files_in, read_js
                             write_json)
 
 # %% auto #0
-__all__ = ['OPTIMS', 'TRACKERS', 'MANIFEST', 'MAY_CHANGE', 'TrainError', 'FlagError', 'Flags', 'parse_flags', 'check_flags',
-           'print_progress', 'seal', 'damage', 'last_checkpoint', 'resume_from', 'is_main', 'dataset', 'make_trainer',
-           'first_line', 'RunPlan', 'Result', 'run_trainer', 'command', 'launch_configs', 'launch_command']
+__all__ = ['OPTIMS', 'TRACKERS', 'MANIFEST', 'MAY_CHANGE', 'TrainError', 'FlagError', 'Flags', 'parse_flags', 'shares_weights',
+           'check_shares', 'check_flags', 'print_progress', 'seal', 'damage', 'last_checkpoint', 'resume_from',
+           'is_main', 'dataset', 'plain_attention', 'make_trainer', 'first_line', 'RunPlan', 'Result', 'run_trainer',
+           'command', 'launch_configs', 'launch_command']
 
 # %% ../nbs/tools/07_train.ipynb #cd122e2d
 class TrainError(CourseError):
@@ -46,6 +48,7 @@ class Flags:
     target_modules: str = _flag("layers that get adapters, with commas between", "all-linear")
     per_device_train_batch_size: int = _flag("sequences at a time", 1)
     gradient_accumulation_steps: int = _flag("batches for one step of the optimizer", 16)
+    packing: bool = _flag("fill each sequence with several pairs; none sees another", False)
     max_seq_length: int = _flag("longer examples are cut, tokens", 2048)
     num_train_epochs: float = _flag("times through the data", 1.0)
     max_steps: int = _flag("stop after so many steps; -1 for all epochs", -1)
@@ -72,6 +75,27 @@ def parse_flags(argv:list[str]|None=None) -> Flags:
                               description="Fine-tune a chat model with LoRA on a 4-bit base.")
     return Flags(**vars(parser.parse_args(argv)))
 
+def shares_weights() -> str:
+    "FSDP or ZeRO-3, where `accelerate launch` cuts the weights into shares; else nothing."
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true": return "FSDP"
+    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
+    return "ZeRO-3" if stage == "3" else ""
+
+def check_shares(flags:Flags) -> None:
+    "Raise `FlagError` where the weights are cut into shares and these flags cannot work."
+    how, env = shares_weights(), os.environ.get
+    if not (how and flags.load_in_4bit): return
+    if not flags.bf16:
+        raise FlagError(f"{how} with --load_in_4bit needs --bf16: the packed weights are cut into "
+                        "shares as numbers of the type that is computed in.")
+    if how == "FSDP": return
+    moved = [name for name in ("param", "optimizer")
+             if env(f"ACCELERATE_DEEPSPEED_OFFLOAD_{name.upper()}_DEVICE", "none") != "none"]
+    if moved:
+        raise FlagError("ZeRO-3 cannot keep 4-bit weights in the processor's memory. In the "
+                        "configuration set " + " and ".join(f"offload_{m}_device" for m in moved)
+                        + " to none, as in the course's own zero3, or leave out --load_in_4bit.")
+
 def check_flags(flags:Flags) -> Flags:
     "The flags, if they make sense together. Raises `FlagError`."
     def need(ok, sentence):
@@ -90,6 +114,7 @@ def check_flags(flags:Flags) -> Flags:
         from huggingface_hub import get_token
         need(flags.push_to_hub.count("/") == 1, "--push_to_hub wants OWNER/NAME.")
         need(get_token(), "--push_to_hub needs a token that may write: run `hf auth login` once.")
+    check_shares(flags)
     return flags
 
 # %% ../nbs/tools/07_train.ipynb #5e0a110c
@@ -197,6 +222,20 @@ def _watcher(progress:Progress):
             seal(Path(args.output_dir)/f"checkpoint-{state.global_step}")
     return Watcher()
 
+@contextmanager
+def plain_attention(model,
+                    longest:int,   # tokens of the longest sequence
+                   ):
+    "On a processor, short sequences train in an eighth less time without torch's fused attention."
+    import torch
+    if torch.cuda.is_available() or longest > 512:   # its memory grows with the square of that
+        yield
+        return
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try: yield
+    finally: model.set_attn_implementation(before)
+
 def make_trainer(flags:Flags, model, tok,
                  rows:list[dict], dev:list[dict],   # `input_ids`, `labels`; dev may be empty
                  config, lora,                      # a `trl.SFTConfig`, a `peft.LoraConfig`
@@ -246,18 +285,20 @@ class RunPlan:
     model: str            # its name
     adapter: int          # trained parameters
     pairs: int            # training examples
-    longest: int          # tokens of the longest, after cutting
+    longest: int          # tokens of the longest sequence, after cutting and packing
     cut: int              # examples that were cut
     steps: int            # of the optimizer
     sequences: int        # in a step, over all processes
     tokens: int           # read in the whole run, padding not counted
     learned: float        # share of them that carries the loss
+    packed: int = 0       # sequences that hold the pairs; 0 where each has one of its own
     memory: str = ""      # the planner's verdict, or an estimate where there is no card
     fits: bool = True     # on the card
     remedies: list[str] = field(default_factory=list)   # what helps where it does not fit
 
     def __str__(self):
         cut = f", {self.cut} of them cut" if self.cut else ""
+        if self.packed: cut += f" in {self.packed:,} sequences"
         return (f"model     {self.model}, with adapters of {self.adapter:,} parameters\n"
                 f"data      {self.pairs:,} pairs{cut}, {self.longest:,} tokens at most; "
                 f"{self.learned:.0%} of the tokens carry the loss\n"
@@ -288,7 +329,9 @@ def run_trainer(flags:Flags, trainer,      # from `make_trainer`
     try:
         if dev: result.dev_before = _dev_before(trainer, out/"dev_before.json", bool(checkpoint))
         start = time.perf_counter()
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        row = plan.longest * (flags.per_device_train_batch_size if flags.packing else 1)
+        with plain_attention(trainer.model, row):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         result.seconds = time.perf_counter() - start
         if dev: result.dev_after = trainer.evaluate()["eval_loss"]
         result.losses = [float(l["loss"]) for l in trainer.state.log_history if "loss" in l]

@@ -6,9 +6,11 @@ import pytest
 from mlcourse.files import UsageError, no_progress
 from mlcourse.hub import hub, thin_model
 from mlcourse.instruct import DataError, course_data, read_pairs, write_jsonl
-from mlcourse.qlora import answers, encode_file, load_base, main, source_of, train
-from mlcourse.train import (FlagError, Flags, TrainError, _wandb_key, check_flags, damage,
-                            last_checkpoint, launch_command, launch_configs, parse_flags, seal)
+from mlcourse.qlora import (answers, encode_file, load_base, main, sees_neighbour, source_of,
+                            train)
+from mlcourse.train import (FlagError, Flags, TrainError, _wandb_key, check_flags, check_shares,
+                            damage, last_checkpoint, launch_command, launch_configs, parse_flags,
+                            seal)
 
 ROOT = Path(__file__).resolve().parent.parent
 GUIDE = ("--model_name meta-llama/Meta-Llama-3.1-8B-Instruct --dataset your.jsonl --load_in_4bit "
@@ -135,6 +137,37 @@ def test_launch_configurations_are_accelerates(tmp_path):
     with pytest.raises(FlagError, match="zero2"): launch_command("zero9", "mlcourse.qlora")
 
 
+ZERO3 = dict(ACCELERATE_USE_DEEPSPEED="true", ACCELERATE_DEEPSPEED_ZERO_STAGE="3",
+             ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE="none",
+             ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE="none")
+
+@pytest.mark.parametrize("env, flags, says", [
+    ({}, dict(load_in_4bit=True), None),
+    (dict(ACCELERATE_USE_FSDP="true"), dict(load_in_4bit=True), "FSDP with --load_in_4bit needs"),
+    (dict(ACCELERATE_USE_FSDP="true"), dict(load_in_4bit=True, bf16=True), None),
+    (ZERO3, dict(load_in_4bit=True), "ZeRO-3 with --load_in_4bit needs --bf16"),
+    (ZERO3, dict(load_in_4bit=True, bf16=True), None),
+    (ZERO3 | dict(ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE="cpu"),
+     dict(load_in_4bit=True, bf16=True), "set offload_param_device to none"),
+    (ZERO3 | dict(ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE="cpu"), dict(bf16=True), None),
+    (ZERO3 | dict(ACCELERATE_DEEPSPEED_ZERO_STAGE="2"), dict(load_in_4bit=True), None)])
+def test_4bit_weights_in_shares_are_asked_for_what_they_need(env, flags, says, monkeypatch):
+    for name in (*ZERO3, "ACCELERATE_USE_FSDP"): monkeypatch.delenv(name, raising=False)
+    for name, value in env.items(): monkeypatch.setenv(name, value)
+    flags = Flags("m", "d", "o", **flags)
+    if says is None: return check_shares(flags)
+    with pytest.raises(FlagError, match=says): check_shares(flags)
+
+
+def test_zero3_of_the_course_keeps_4bit_weights_on_the_cards():
+    "What accelerate hands to the processes passes our own check."
+    from accelerate.commands.config.config_args import load_config_from_file
+    zero = load_config_from_file(str(launch_configs()["zero3"]))
+    assert zero.mixed_precision == "bf16"
+    assert {zero.deepspeed_config[f"offload_{what}_device"] for what in ("param", "optimizer")} \
+        == {"none"}
+
+
 # ------------------------------------------------ runs: a small model, the real trainer
 
 @pytest.fixture(scope="session")
@@ -221,6 +254,52 @@ def test_a_processor_scores_labelled_positions_alone(small, tmp_path, monkeypatc
     result = train(flags_for(small, tmp_path, max_steps=-1))
     rows = encode_file(str(small/"train.jsonl"), result.tok, flags_for(small, tmp_path))
     assert sum(seen) == sum(label != -100 for r in rows for label in r["labels"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_packed_example_does_not_see_its_neighbour(attention, small):
+    "Its scores behind another are those that it has alone; with plain positions they differ."
+    import torch
+    model, tok = load_base(str(small/"model"), load_in_4bit=False, bf16=False)
+    model.set_attn_implementation(attention)
+    said = "The first one.", "The second, longer."
+    a, b = (tok(t, return_tensors="pt").input_ids for t in said)
+    packed, n = torch.cat([a, b], 1), a.shape[1]
+    positions = torch.cat([torch.arange(n), torch.arange(b.shape[1])])[None]
+    with torch.inference_mode():
+        alone, behind = model(b).logits, model(packed, position_ids=positions).logits[:, n:]
+        leaking = model(packed).logits[:, n:]
+    assert (alone - behind).abs().max() < 1e-4 and (alone - leaking).abs().max() > 1e-2
+    assert not sees_neighbour(model)
+    real = model.forward
+    model.forward = lambda ids, position_ids=None, **kw: real(ids, **kw)   # one that ignores them
+    assert sees_neighbour(model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("load_in_4bit", [False, True])
+def test_packed_pairs_are_learned_as_alone(load_in_4bit, small, tmp_path):
+    "All pairs in one step: the same loss with and without padding, and the plan knows the rows."
+    same = dict(lora_dropout=0.0, gradient_accumulation_steps=1, load_in_4bit=load_in_4bit,
+                max_steps=2, max_seq_length=256)
+    alone = train(flags_for(small, tmp_path/"alone", per_device_train_batch_size=40, **same))
+    packed = train(flags_for(small, tmp_path/"packed", per_device_train_batch_size=40,
+                             packing=True, **same))
+    assert packed.plan.pairs == alone.plan.pairs == 40 and alone.plan.packed == 0
+    assert packed.plan.packed < 20 and f"in {packed.plan.packed} sequences" in str(packed.plan)
+    far = 2e-2 if load_in_4bit else 1e-3    # adapters in bfloat16 there
+    assert max(abs(a - b) for a, b in zip(alone.losses, packed.losses)) < far
+    epoch = flags_for(small, tmp_path/"epoch", packing=True, dry_run=True, **(same | dict(
+        max_steps=-1)))
+    assert train(epoch).plan.steps == -(-packed.plan.packed // 2)
+
+
+@pytest.mark.slow
+def test_a_model_that_would_see_its_neighbour_is_not_packed(small, tmp_path, monkeypatch):
+    monkeypatch.setattr("mlcourse.qlora.sees_neighbour", lambda model: True)
+    with pytest.raises(TrainError, match="Leave out --packing"):
+        train(flags_for(small, tmp_path, packing=True))
 
 
 @pytest.mark.slow
@@ -372,3 +451,18 @@ def test_two_processes_give_what_one_gives(small, tmp_path):
         assert "6 steps of 4 sequences" in done.stdout
     a, b = (outcome(tmp_path/n)[0] for n in ("one", "two"))
     assert len(a) == len(b) == 6 and max(abs(x - y) for x, y in zip(a, b)) < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["zero2", "zero3"])
+@pytest.mark.parametrize("packed", [[], ["--load_in_4bit"]], ids=["bf16", "4bit"])
+def test_two_processes_under_deepspeed(how, packed, small, tmp_path):
+    "With the extra `zero`, on processors over gloo: training goes on, and the adapter is whole."
+    pytest.importorskip("deepspeed", reason="pip install 'mlcourse[zero]'")
+    flags = flags_for(small, tmp_path/"out", load_in_4bit=False, bf16=True, max_steps=4)
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    run = [*launch_command(how, "mlcourse.qlora", *as_words(flags)), *packed]
+    done = subprocess.run(run, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    losses, _ = outcome(tmp_path/"out")
+    assert len(losses) == 4 and losses[-1] < losses[0]
