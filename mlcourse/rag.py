@@ -21,7 +21,7 @@ from .templates import inert
 
 # %% auto #0
 __all__ = ['EXAMPLES', 'NOT_FOUND', 'LIST_MARK', 'GATES', 'Question', 'island_notes', 'load_questions', 'gold_ids', 'prompt',
-           'passage_text', 'verify_citations', 'Gate', 'evidence', 'Answer', 'answer']
+           'passage_text', 'ask', 'verify_citations', 'Gate', 'evidence', 'Answer', 'answer']
 
 # %% ../nbs/week1/04_rag.ipynb #10a85190
 #| code-fold: true
@@ -73,6 +73,14 @@ def passage_text(chunk:Chunk) -> str:
     "A passage for the prompt: markdown without its headings."
     if chunk.kind != "markdown": return chunk.text
     return re.sub(r"(?m)^#+ .*\n*", "", chunk.text).strip() or chunk.text
+
+def ask(engine, question:str, passages:Sequence[str], max_new_tokens:int) -> str:
+    "The model's draft. Where its context does not hold the passages, it reads their beginnings."
+    from mlcourse.llm import TooLong
+    try: return engine.chat(prompt(question, passages), max_new_tokens).text
+    except TooLong: short = [p[:len(p) // (4 * len(passages))] for p in passages]
+    return engine.chat(prompt(question, short), max_new_tokens).text
+
 
 # %% ../nbs/week1/04_rag.ipynb #4f5c5261
 NOT_FOUND = "I do not find this in your notes."
@@ -147,7 +155,6 @@ def answer(question:str, retriever:Retriever,
            max_new_tokens:int=32,
           ) -> Answer:
     "Answer from the notes with checked citations, or refuse."
-    from mlcourse.llm import TooLong
     start, hits = time.perf_counter(), retriever.search(question, 3)
     def refuse(why, draft=""):
         return Answer(NOT_FOUND, [], True, why, hits, draft, time.perf_counter() - start)
@@ -155,11 +162,7 @@ def answer(question:str, retriever:Retriever,
     if gate and gate.score(*evidence(question, retriever, hits)) < gate.threshold:
         return refuse("the notes hold too little about it")
     read = hits[:k]
-    passages = [passage_text(h.chunk) for h in read]
-    try: draft = engine.chat(prompt(question, passages), max_new_tokens).text
-    except TooLong:   # a passage as dense as minified code: its beginning, then
-        short = [p[:len(p) // (4 * len(passages))] for p in passages]
-        draft = engine.chat(prompt(question, short), max_new_tokens).text
+    draft = ask(engine, question, [passage_text(h.chunk) for h in read], max_new_tokens)
     if is_refusal(draft): return refuse("the model found no answer in the passages", draft)
     text, used = verify_citations(draft, [h.chunk.indexed for h in read], at_least)
     if not text: return refuse("no passage supports what the model said", draft)

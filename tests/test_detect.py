@@ -1,0 +1,110 @@
+"""The detector's command as a process: what it refuses, a killed run; Ultralytics is quiet."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import yaml
+
+from mlcourse.assets import ASSETS, verify
+from mlcourse.standins import standins
+from mlcourse.worlds import HARD, NEW_SHAPES, shapes
+from mlcourse.yolo import write_yolo
+
+MLCOURSE = [sys.executable, "-c", "from mlcourse.cli import main; raise SystemExit(main())"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    world = replace(HARD, labels=NEW_SHAPES, clutter=(0, 0))
+    some = shapes(24, world, seed=3)
+    folder = tmp_path_factory.mktemp("我的 data")
+    return write_yolo(dict(train=some[:16], val=some[16:]), folder, NEW_SHAPES)
+
+
+def run(*args):
+    command = [*MLCOURSE, *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def refused(*args):
+    "What it says; it ends with 2, in a sentence."
+    done = run("train-detector", *args)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    return done.stderr
+
+
+def test_missing_yaml(tmp_path): assert "cannot be read" in refused(tmp_path / "none.yaml")
+
+
+def test_no_pictures(tmp_path):
+    (tmp_path / "data.yaml").write_text("names: [a]\ntrain: images/train\nval: images/val\n")
+    assert "without any picture" in refused(tmp_path / "data.yaml")
+
+
+def test_class_beyond_names(data, tmp_path):
+    about = yaml.safe_load(data.read_text("utf-8")) | {"names": ["heart"]}
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump(about, allow_unicode=True), "utf-8")
+    said = refused(tmp_path / "data.yaml")
+    assert "line" in said and "there is no class" in said
+
+
+def test_bad_flags(data):
+    assert "multiple of 32" in refused(data, "--imgsz", 100)
+    assert "at least 1" in refused(data, "--epochs", 0)
+
+
+def test_unknown_standin():
+    done = run("standins", "rebuild", "nobody")
+    assert done.returncode == 2 and "yolov8n-shapes" in done.stderr
+
+
+@pytest.mark.parametrize("name", [*standins()])
+def test_shipped_files(name): assert verify(name).stat().st_size == ASSETS[name].size
+
+
+QUIET = """
+import socket, sys
+def refuse(*args, **kwargs): raise AssertionError(f"the network was asked: {args}")
+socket.getaddrinfo = socket.socket.connect = refuse
+from mlcourse.worlds import shapes
+from mlcourse.yolo import find_objects, open_yolo
+print(len(find_objects(open_yolo("yolov8n-shapes"), [p.pixels for p in shapes(2)])))
+"""
+
+def test_quiet(tmp_path):
+    env = os.environ | dict(HOME=str(tmp_path / "home"), MLCOURSE_CACHE=str(tmp_path / "cache"))
+    env = {k: v for k, v in env.items() if not k.startswith(("YOLO", "XDG"))}
+    (tmp_path / "home").mkdir()
+    done = subprocess.run([sys.executable, "-c", QUIET], capture_output=True, text=True, env=env,
+                          cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "2\n"), done.stdout + done.stderr
+    assert not [p for p in (tmp_path / "home").rglob("*") if "ltralytics" in p.name]
+    assert (tmp_path / "cache/ultralytics/Ultralytics/settings.json").is_file()
+
+
+@pytest.mark.slow
+def test_killed_and_resumed(data, tmp_path):
+    out = tmp_path / "结果 run"
+    flags = ["train-detector", data, "--epochs", 6, "--output_dir", out, "--tier", "tiny",
+             "--resume"]
+    first = subprocess.Popen([*MLCOURSE, *map(str, flags)], start_new_session=True)
+    log, deadline = out / "train/results.csv", time.time() + 240
+    def lines(): return len(log.read_text().splitlines()) if log.is_file() else 0
+    while time.time() < deadline and lines() < 3: time.sleep(.02)
+    os.killpg(first.pid, signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL
+    seen = len(pd.read_csv(log))
+    assert 2 <= seen < 6
+    done = run(*flags)
+    assert done.returncode == 0, done.stderr
+    epochs = pd.read_csv(log)["epoch"].tolist()
+    assert epochs[-1] == 6 and epochs.count(1) == 1 and len(epochs) <= 7   # one may be done again
+    assert (out / "detector.safetensors").stat().st_size < 7e6
+    again = run(*flags)   # it is done: only read
+    assert again.returncode == 0 and pd.read_csv(log)["epoch"].tolist() == epochs
