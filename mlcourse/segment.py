@@ -146,7 +146,7 @@ def train(model:nn.Module, pixels:Tensor, masks:Tensor,    # as `tensors` gives 
     return torch.stack(losses).tolist()
 
 @torch.no_grad()
-def predict(model:nn.Module, pixels:Tensor, batch_size:int=32) -> Tensor:   # (n, h, w) uint8
+def predict(model:nn.Module, pixels:Tensor, batch_size:int=8) -> Tensor:   # (n, h, w) uint8
     "The likeliest class of each pixel."
     device = next(model.parameters()).device
     model.eval()
