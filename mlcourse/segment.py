@@ -187,7 +187,8 @@ def read_pairs(folder:str|Path,   # holds `images`, and `masks` with PNGs of the
     for p in pictures:
         path = Path(folder, "masks", p.source).with_suffix(".png")
         try: pairs.append(_pair(p, path, classes, size))
-        except (CourseError, OSError) as e: left_out[p.source] = str(e)
+        except CourseError as e: left_out[p.source] = str(e)
+        except Exception: left_out[p.source] = "the mask is no PNG, or damaged"   # as Pillow finds
     if not pairs: raise CourseError(f"{folder} has no picture with a mask. Left out: {left_out}")
     pixels, masks = (torch.from_numpy(np.stack(part)) for part in zip(*pairs))
     return pixels.permute(0, 3, 1, 2).contiguous(), masks, left_out

@@ -163,8 +163,8 @@ def test_a_turned_photograph_has_an_upright_mask(folder):
 
 @pytest.mark.parametrize("mask,why", [
     (None, "there is no mask"), (numbers(9), "another size"), (numbers() * 2, "has values"),
-    (np.stack([numbers()] * 3, 2), "class numbers"), (b"", "cannot identify"),
-    (b"\x89PNG\r\n\x1a\n", "cannot identify"), (numbers().astype(np.uint16), "I;16")])
+    (np.stack([numbers()] * 3, 2), "class numbers"), (b"", "no PNG"),
+    (b"\x89PNG\r\n\x1a\n", "no PNG"), (numbers().astype(np.uint16), "I;16")])
 def test_a_mask_that_cannot_serve_is_named(folder, mask, why):
     folder("good", numbers())
     folder("坏 one", mask)
@@ -178,7 +178,7 @@ def test_a_mask_that_is_cut_short_is_named(folder):
     folder("cut", noise)
     path = folder.folder / "masks" / "cut.png"
     path.write_bytes(path.read_bytes()[:120])
-    assert "cut.jpg" in read_pairs(folder.folder, 3, 16)[2]
+    assert "damaged" in read_pairs(folder.folder, 3, 16)[2]["cut.jpg"]
 
 
 def test_a_folder_without_pairs_is_refused(folder):
@@ -198,3 +198,19 @@ def test_the_thin_encoder_is_loaded_as_the_real_one(tmp_path):
     encoder.load_state_dict(weights)
     for name, value in encoder.state_dict().items():
         assert torch.equal(value, weights[name].to(value.dtype)), name
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.data())
+def test_a_damaged_mask_stops_nothing(tmp_path_factory, data):
+    root = tmp_path_factory.mktemp("damaged")
+    for part in ("images", "masks"): (root / part).mkdir()
+    for name in "ab":
+        Image.new("RGB", (40, 24), "red").save(root / "images" / f"{name}.png")
+        Image.fromarray(numbers()).save(root / "masks" / f"{name}.png")
+    raw = bytearray((root / "masks" / "a.png").read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    (root / "masks" / "a.png").write_bytes(raw)
+    _, masks, left_out = read_pairs(root, 3, 16)
+    assert len(masks) + len(left_out) == 2 and {*masks.unique().tolist()} <= {0, 1, 2, IGNORE}
