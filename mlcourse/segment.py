@@ -16,8 +16,8 @@ from .pictures import read_pictures
 from .worlds import World, shapes
 
 # %% auto #0
-__all__ = ['IGNORE', 'confusion', 'iou', 'dice_loss', 'ce_and_dice', 'twice', 'UNet', 'edge_distance', 'SegmentError', 'tensors',
-           'scaled', 'train', 'predict', 'save_segmenter', 'load_segmenter', 'read_pairs', 'thin_encoder']
+__all__ = ['IGNORE', 'confusion', 'iou', 'dice_loss', 'ce_and_dice', 'twice', 'UNet', 'SegmentError', 'tensors', 'scaled',
+           'train', 'predict', 'save_segmenter', 'load_segmenter', 'read_pairs', 'thin_encoder']
 
 # %% ../nbs/week3/04_segmenter.ipynb #14646e57
 IGNORE = 255   # a pixel that nobody has labelled: it counts in no loss and no score
@@ -35,10 +35,8 @@ def iou(confused:Tensor) -> Tensor:   # (classes,) float64; NaN for a class that
     return both / (confused.sum(0) + confused.sum(1) - both)
 
 # %% ../nbs/week3/04_segmenter.ipynb #bbae4d5f
-def dice_loss(logits:Tensor,   # (batch, classes, h, w)
-              truth:Tensor,    # (batch, h, w), class numbers
-             ) -> Tensor:      # 1 minus the mean soft Dice of the classes but the background
-    "Milletari et al., 2016, over the pixels of the whole batch."
+def dice_loss(logits:Tensor, truth:Tensor) -> Tensor:   # (batch, classes, h, w); (batch, h, w)
+    "1 minus the mean soft Dice of all classes but background (Milletari et al., 2016)."
     numbers = torch.arange(logits.shape[1], device=logits.device)[:, None, None]
     hit, known = truth[:, None] == numbers, truth[:, None] != IGNORE
     shares = logits.softmax(1) * known
@@ -83,25 +81,12 @@ class UNet(nn.Module):
             x = block(torch.cat([x, skip], 1) if self.config["skips"] else x)
         return self.head(x)
 
-# %% ../nbs/week3/04_segmenter.ipynb #f610ae8c
-def edge_distance(masks:Tensor,   # (n, h, w), class numbers
-                  limit:int=8,    # farther pixels count as this far
-                 ) -> Tensor:     # (n, h, w) int64: 0 for a pixel that touches another class
-    "Steps from each pixel to the nearest one that touches another class."
-    m = masks[:, None].float()
-    near = (F.max_pool2d(m, 3, 1, 1) != -F.max_pool2d(-m, 3, 1, 1)).float()
-    far = torch.zeros_like(m)
-    for _ in range(limit): far, near = far + 1 - near, F.max_pool2d(near, 3, 1, 1)
-    return far[:, 0].long()
-
 # %% ../nbs/week3/04_segmenter.ipynb #83ea22e7
 class SegmentError(UsageError):
     "A picture, a mask or a setting that cannot work; the message says what to change."
 
-def tensors(world:World, count:int,
-            labels:Sequence[str],       # in order of their numbers, from 1
-            seed:int=0,
-           ) -> tuple[Tensor, Tensor]:  # uint8: pixels (n, 3, size, size), masks (n, size, size)
+def tensors(world:World, count:int, labels:Sequence[str],   # labels: in order of number, from 1
+            seed:int=0) -> tuple[Tensor, Tensor]:   # uint8: (n, 3, size, size), (n, size, size)
     "Pictures of a world, and for each pixel the number of its label; 0 is background."
     pixels = torch.zeros(count, 3, world.size, world.size, dtype=torch.uint8)
     masks = torch.zeros(count, world.size, world.size, dtype=torch.uint8)
@@ -119,9 +104,8 @@ def scaled(pixels:Tensor) -> Tensor:   # (n, 3, h, w) uint8; float32 of the same
 def train(model:nn.Module, pixels:Tensor, masks:Tensor,    # as `tensors` gives them
           loss:Callable[[Tensor, Tensor], Tensor],         # of fp32 logits, and class numbers
           epochs:int, batch_size:int, learning_rate:float, seed:int=0,
-          bf16:bool=False,                # products in bfloat16
-          progress:Progress=no_progress,  # told of every step
-         ) -> list[float]:                # the loss of each step
+          bf16:bool=False, progress:Progress=no_progress,  # bf16: products in bfloat16
+         ) -> list[float]:                                 # the loss of each step
     "Train a model in place. Raises `SegmentError` where there is less than one batch."
     device, per_epoch = next(model.parameters()).device, len(pixels) // batch_size
     if not per_epoch: raise SegmentError(f"{len(pixels)} pictures are not a batch of {batch_size}.")
@@ -155,15 +139,12 @@ def predict(model:nn.Module, pixels:Tensor, batch_size:int=8) -> Tensor:   # (n,
 
 # %% ../nbs/week3/04_segmenter.ipynb #2f5e04e2
 def save_segmenter(model:UNet, labels:Sequence[str], size:int,   # size: pixels a side in training
-                   folder:str|Path) -> Path:
-    "Write `model.safetensors` and `config.json` to a folder."
+                   folder:str|Path) -> None:
+    "Write `config.json` and `model.safetensors` to a folder."
     from safetensors.torch import save_file
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-    save_file(weights, folder/"model.safetensors")
-    write_json(folder/"config.json", dict(model.config, labels=list(labels), size=size))
-    return folder
+    write_json(Path(folder)/"config.json", dict(model.config, labels=list(labels), size=size))
+    weights = {name: t.cpu().contiguous() for name, t in model.state_dict().items()}
+    save_file(weights, Path(folder)/"model.safetensors")
 
 def load_segmenter(folder:str|Path) -> tuple[UNet, dict]:
     "The model, ready to predict, and what `config.json` says. Raises `SegmentError`."
@@ -177,9 +158,8 @@ def load_segmenter(folder:str|Path) -> tuple[UNet, dict]:
     return model.eval(), config
 
 # %% ../nbs/week3/04_segmenter.ipynb #57a8b893
-def read_pairs(folder:str|Path,   # holds `images`, and `masks` with PNGs of the same names
-               classes:int,       # background included; mask values are below it, or `IGNORE`
-               size:int,          # both are squeezed to so many pixels a side
+def read_pairs(folder:str|Path,         # holds `images`, and `masks` with PNGs of the same names
+               classes:int, size:int,   # background counts; all is squeezed to size x size
               ) -> tuple[Tensor, Tensor, dict[str, str]]:   # pixels, masks; left out, and why
     "Read pictures and their masks. Raises `CourseError` where there is no folder or no pair."
     pictures, left_out = read_pictures(Path(folder)/"images", longest=2 * size)
@@ -212,7 +192,6 @@ def thin_encoder(folder:str|Path):   # asked for by data/rehearsal/week3/models.
     "Write a MobileNetV2 encoder as smp's hub has it, with random weights in 16 bits."
     from safetensors.torch import save_file
     from segmentation_models_pytorch.encoders import get_encoder
-    weights = get_encoder("mobilenet_v2", weights=None).state_dict().items()
-    save_file({k: v.bfloat16() if v.is_floating_point() else v for k, v in weights},
-              Path(folder)/"model.safetensors")
+    weights = get_encoder("mobilenet_v2", weights=None).bfloat16().state_dict()
+    save_file(weights, Path(folder)/"model.safetensors")
     write_json(Path(folder)/"config.json", dict(model="mobilenet_v2", dataset="imagenet"))

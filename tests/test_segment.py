@@ -10,8 +10,8 @@ from torchmetrics.classification import MulticlassJaccardIndex
 from mlcourse import segment
 from mlcourse.files import CourseError
 from mlcourse.segment import (IGNORE, SegmentError, UNet, ce_and_dice, confusion, dice_loss,
-                              edge_distance, iou, load_segmenter, predict, read_pairs,
-                              save_segmenter, tensors, train)
+                              iou, load_segmenter, predict, read_pairs, save_segmenter,
+                              tensors, train)
 from mlcourse.worlds import HARD, shapes
 
 
@@ -52,18 +52,6 @@ def test_a_batch_without_a_class_trains_all_the_same(labelled):
     logits = torch.randn(1, 5, 8, 8, requires_grad=True)
     ce_and_dice(logits, truth).backward()
     assert logits.grad.isfinite().all()
-
-
-def test_distance_from_an_edge_against_brute_force():
-    masks = torch.randint(0, 2, (3, 11, 9)).repeat_interleave(3, 1).repeat_interleave(3, 2)
-    found = edge_distance(masks, limit=5)
-    for mask, far in zip(masks, found):
-        m = np.pad(mask.numpy(), 1, "edge")
-        windows = np.lib.stride_tricks.sliding_window_view(m, (3, 3)).reshape(*mask.shape, 9)
-        edges = np.argwhere(windows.min(-1) != windows.max(-1))
-        for y, x in [(0, 0), (5, 5), (16, 13), (32, 26)]:
-            steps = min((max(abs(y - a), abs(x - b)) for a, b in edges), default=99)
-            assert far[y, x] == min(steps, 5)
 
 
 # ---------------------------------------------------------------- pictures, model, folder
