@@ -35,8 +35,7 @@ __all__ = ['PAGE', 'DeployError', 'letterbox', 'Detector', 'nms_graph', 'add_nms
 class DeployError(CourseError):
     "A model cannot be deployed, or a picture not be read; the message says why."
 
-def letterbox(pixels:np.ndarray,   # (height, width, 3) uint8
-              size:int,            # side of the square that the model takes
+def letterbox(pixels:np.ndarray, size:int,   # (height, width, 3) uint8; side of the square
              ) -> tuple[np.ndarray, float, np.ndarray]:   # (3, size, size), scale, left and top
     "A picture, shrunk or enlarged to fit a square, the rest grey, as in training."
     from PIL import Image
@@ -109,10 +108,8 @@ def add_nms(file:str|Path,         # a detector that Ultralytics exported
 # %% ../nbs/week3/05_deploy.ipynb #d5e70019
 #| code-fold: true
 #| code-summary: "Quantization by ONNX Runtime"
-def quantize_int8(file:str|Path, out:str|Path,
-                  samples:Iterable[dict],    # inputs by name, which give the ranges
-                  skip:Iterable[str]=(),     # names of nodes that stay as they are
-                 ) -> Path:                  # `out`
+def quantize_int8(file:str|Path, out:str|Path, samples:Iterable[dict],   # inputs by name
+                  skip:Iterable[str]=()) -> Path:   # nodes that stay as they are; gives `out`
     "Static quantization: weights a scale for each channel, activations one from the samples."
     from onnxruntime.quantization import (CalibrationDataReader, QuantFormat, QuantType,
                                           quantize_static)
@@ -173,8 +170,8 @@ def detector_app(detector:Detector, max_mb:float=10) -> FastAPI:
 #| code-summary: "The page, and the command"
 PAGE = """<!doctype html><meta charset="utf-8"><title>Detector</title>
 <style>body{font:1rem system-ui;margin:2rem;max-width:60rem}canvas{max-width:100%}</style>
-<h1>Detector</h1><label>A picture: <input type="file" id="file" accept="image/*"></label>
-<p id="said" role="status"></p>
+<h1>Detector</h1><p id="said" role="status"></p>
+<label>A picture: <input type="file" id="file" accept="image/*"></label>
 <canvas id="view" role="img" aria-label="picture with boxes"></canvas>
 <script>
 file.onchange = async () => {
@@ -182,11 +179,9 @@ file.onchange = async () => {
   const found = await answer.json(), boxes = found.boxes || []
   said.textContent = found.error || `${boxes.length} found`
   if (found.error) return
-  const c = view.getContext("2d")
-  view.width = found.width; view.height = found.height
-  c.drawImage(await createImageBitmap(picture), 0, 0, found.width, found.height)
-  c.lineWidth = Math.max(1, found.width / 300)
-  c.font = `${Math.max(9, found.width / 50)}px system-ui`
+  const c = view.getContext("2d"), w = view.width = found.width, h = view.height = found.height
+  c.drawImage(await createImageBitmap(picture), 0, 0, w, h)
+  c.lineWidth = Math.max(1, w / 300); c.font = `${Math.max(9, w / 50)}px system-ui`
   for (const {label, score, box: [a, b, x, y]} of boxes) {
     c.strokeStyle = c.fillStyle = "#D55E00"
     c.strokeRect(a, b, x - a, y - b); c.fillText(`${label} ${score.toFixed(2)}`, a, b - 2) }
