@@ -169,7 +169,7 @@ def detector_app(detector:Detector, max_mb:float=10) -> FastAPI:
 #| code-fold: true
 #| code-summary: "The page, and the command"
 PAGE = """<!doctype html><meta charset="utf-8"><title>Detector</title>
-<style>body{font:1rem system-ui;margin:2rem;max-width:60rem}canvas{display:block;max-width:100%}</style>
+<style>body{font:1rem system-ui;margin:2rem}canvas{display:block;max-width:100%}</style>
 <h1>Detector</h1><p id="said" role="status"></p>
 <label>A picture: <input type="file" id="file" accept="image/*"></label>
 <canvas id="view" role="img" aria-label="picture with boxes"></canvas>
