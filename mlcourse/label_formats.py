@@ -250,7 +250,8 @@ def _read_yolo(data:Path) -> LabelSet:
             problems += [r for r in rows if isinstance(r, Problem)]
             some = tuple(r for r in rows if isinstance(r, Annotation))
             pictures.append(Labelled(file, *size, some, split, path, str(label)))
-    for folder in {p for l in seen for p in l.parents if p.name == "labels"}:
+    tops = (next((p for p in l.parents if p.name == "labels"), None) for l in seen)
+    for folder in sorted({*filter(None, tops)}):
         problems += [Problem("no-picture", str(l), "labels without a picture")
                      for l in sorted(folder.rglob("*.txt")) if l not in seen]
     return LabelSet(pictures, [names.get(k, "") for k in range(max(names) + 1)], problems)
@@ -275,7 +276,7 @@ def _write_yolo(data:LabelSet, folder:Path, polygons:bool=False):
         write_atomic(folder/"labels"/p.split/Path(p.file).with_suffix(".txt"), "".join(rows))
     splits = {s: f"images/{s}" for s in ("train", "val", "test")
               if any(p.split == s for p in data.pictures)}
-    about = dict(path=".", **splits, names=dict(enumerate(data.names)))
+    about = dict(**splits, names=dict(enumerate(data.names)))
     write_atomic(folder/"data.yaml", yaml.safe_dump(about, sort_keys=False, allow_unicode=True))
 
 # %% ../nbs/tools/23_label_formats.ipynb #c491268c
@@ -293,6 +294,13 @@ def _find_picture(name:str, split:str, file:Path, root:Path) -> Path|None:
 def _split_of(*places:str) -> str:
     words = [w for place in places for w in re.split(r"[^a-z]+", place.lower())]
     return next((SPLITS[w] for w in words if w in SPLITS), "train")
+
+def _below(name:str, split:str) -> str:   # a picture's name below the folder of its split
+    parts = name.replace("\", "/").split("/")
+    if "images" in parts:
+        parts = parts[len(parts) - parts[::-1].index("images"):]
+        if len(parts) > 1 and SPLITS.get(parts[0]) == split: parts = parts[1:]
+    return "/".join(parts[-1:] if ".." in parts or "" in parts else parts)
 
 def _read_coco(file:Path, content:dict, root:Path) -> LabelSet:
     from faster_coco_eval.core import mask as packing
@@ -326,8 +334,9 @@ def _read_coco(file:Path, content:dict, root:Path) -> LabelSet:
         path = _find_picture(p["file_name"], split, file, root)
         if path is None: problems.append(Problem("no-picture", str(file),
                                                  f"there is no picture {p['file_name']}"))
-        pictures.append(Labelled(p["file_name"], int(p["width"]), int(p["height"]),
-                                 tuple(by_picture.get(key, ())), split, path, str(file)))
+        some = tuple(by_picture.get(key, ()))
+        pictures.append(Labelled(_below(p["file_name"], split), int(p["width"]), int(p["height"]),
+                                 some, split, path, str(file)))
     return LabelSet(pictures, [names[k] for k in sorted(names)], problems)
 
 def _write_coco(data:LabelSet, folder:Path):
@@ -443,8 +452,9 @@ def _read_studio(file:Path, tasks:list, root:Path) -> LabelSet:
         size = _number_list([data.get("width"), data.get("height")], 2) or _number_list(
             [first.get("original_width"), first.get("original_height")], 2)
         if not size and path: size = _sized(path, problems)
-        split = data.get("split") or _split_of(*Path(text).parts[:-1])
-        name = data.get("file") or text.rpartition(f"/{split}/")[2]
+        folders = [SPLITS[f] for f in Path(text).parts[:-1] if f in SPLITS]
+        split = data.get("split") or (folders or ["train"])[-1]
+        name = data.get("file") or _below(text, split)
         if size: pictures.append(Labelled(name, *map(int, size), tuple(a for a in found if a),
                                           split, path, f"{file}, task {n}"))
     return LabelSet(pictures, _names(root, pictures), problems)
