@@ -296,7 +296,7 @@ def _split_of(*places:str) -> str:
     return next((SPLITS[w] for w in words if w in SPLITS), "train")
 
 def _below(name:str, split:str) -> str:   # a picture's name below the folder of its split
-    parts = name.replace("\", "/").split("/")
+    parts = name.replace(chr(92), "/").split("/")
     if "images" in parts:
         parts = parts[len(parts) - parts[::-1].index("images"):]
         if len(parts) > 1 and SPLITS.get(parts[0]) == split: parts = parts[1:]
