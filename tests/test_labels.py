@@ -1,5 +1,5 @@
 """Labelled pictures: round trips of every format, a validator that finds what was broken, bad input, Label Studio."""
-import io, json, os, shutil, socket, subprocess, sys, time, urllib.error, urllib.request, zipfile
+import io, json, os, shutil, socket, subprocess, time, urllib.error, urllib.request, zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +10,11 @@ from PIL import Image
 
 from mlcourse.cli import main
 from mlcourse.files import UsageError
+from mlcourse.label_checks import LabelWidget, check_labels, split_labels
 from mlcourse.label_formats import (HOLDS, Annotation, Labelled, LabelSet, bounds, differences, from_pictures,
-                                    pack_mask, picture_size, read_labels, save_pictures, studio_tasks,
-                                    unpack_mask, write_labels)
-from mlcourse.labels import (FAULTS, LabelWidget, check_labels, inject, make_set, overlap, recall, split_labels,
-                             suspicious)
+                                    picture_size, read_labels, save_pictures, studio_tasks,
+                                    write_labels)
+from mlcourse.labels import FAULTS, inject, make_set, overlap, recall, suspicious
 from mlcourse.worlds import NEW_SHAPES, shapes
 
 NAMES = ["cat", "猫 tom", "it's"]
