@@ -12,14 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from .files import Progress, no_progress, write_atomic
+from .course import command
+from .files import Progress, no_progress, progress_bar, write_atomic
 from .label_checks import check_labels
 from .label_formats import (LabelSet, Problem, from_pictures, read_labels, save_pictures,
                                     write_labels)
 from .worlds import HARD, NEW_SHAPES, shapes
 
 # %% auto #0
-__all__ = ['FAULTS', 'PRICED', 'inject', 'recall', 'make_set', 'price', 'price_list', 'overlap', 'suspicious']
+__all__ = ['FAULTS', 'PRICED', 'inject', 'recall', 'make_set', 'price', 'price_list', 'price_command', 'overlap', 'suspicious']
 
 # %% ../nbs/week3/01_labels.ipynb #ba72c702
 #| code-fold: true
@@ -120,6 +121,17 @@ def price_list(table:str|Path,           # a CSV file; rows that are there are n
         writer.writerows(rows)
         write_atomic(table, text.getvalue())
     return rows
+
+@command("labels price")
+def price_command(table:str="label_faults.csv",   # goes on with the rows that are there
+                  seeds:int=1,                    # trainings a fault and rate
+                 ) -> None:
+    "Measure what label faults cost a detector: minutes to hours."
+    cases = [("", 0., s) for s in range(seeds + 1)]
+    cases += [(f, rate, s) for s in range(seeds) for rate in (.2, .1, .05) for f in FAULTS]
+    with progress_bar("trainings") as progress:
+        price_list(table, cases, Path(table).with_suffix(""), progress)
+    print(f"The price list is {table}.")
 
 # %% ../nbs/week3/01_labels.ipynb #72ca2638
 #| code-fold: true
