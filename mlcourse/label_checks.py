@@ -4,7 +4,7 @@
 
 # %% ../nbs/tools/26_label_checks.ipynb #b71a7dca
 from __future__ import annotations
-import sys
+import io, sys
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -174,6 +174,16 @@ class LabelWidget(anywidget.AnyWidget):
         if [(a.label, *a.box) for a in boxes] == before: return
         self.data.pictures[self.number] = replace(p, annotations=boxes + others)
         write_labels(self.data, self.folder, self.format)
+
+    def _repr_mimebundle_(self, **kwargs):   # with a picture for pages that run no widget
+        from PIL import Image, ImageDraw
+        bundle = super()._repr_mimebundle_(**kwargs)
+        shown, file = bundle[0] if isinstance(bundle, tuple) else bundle, io.BytesIO()
+        with Image.open(self.data.pictures[self.number].path) as image: still = image.convert("RGB")
+        for _, *box in self.boxes: ImageDraw.Draw(still).rectangle(box, outline="white")
+        still.save(file, "PNG")
+        shown["image/png"] = b64encode(file.getvalue()).decode()
+        return bundle
 
 @command("labels check")
 def check_command(folder:str,   # a data.yaml, a JSON file, or the folder of a data set
