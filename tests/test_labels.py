@@ -125,7 +125,7 @@ def test_nothing_is_lost_in_silence(format, kind, tmp_path):
         "train: C:\\Users\\me\\set\\train\\images\nval: C:\\Users\\me\\set\\valid\\images",
         "path: ../set\ntrain: ./train/images\nval: valid/images",
         "train: train.txt\nval: valid/images",
-        "path: set\ntrain: train/images/\nval: /root/data/set/valid/images",
+        "path: set\ntrain: train/images/\nval: /content/data/set/valid/images",
     ],
 )
 @pytest.mark.parametrize(
