@@ -59,8 +59,8 @@ def test_the_client_of_the_course_speaks_with_it(name, monkeypatch):
         return "Paris, 巴黎."
     with engine_standin(name, ["m"], reply) as url:
         engine = OpenAIEngine(f"{url}/v1", find_engine(name, url).models[0])
-        said = engine.chat("Where?", 7).text, "".join(engine.stream("Where?", 7))
-        assert said == ("Paris, 巴黎.",) * 2
+        streamed = "".join(engine.stream("Where?", 7))
+        assert engine.chat("Where?", 7).text == streamed == "Paris, 巴黎."
         with pytest.raises(LLMError, match="It serves: m; you asked for 'other'"):
             OpenAIEngine(f"{url}/v1", "other").chat("Where?")
     assert asked[0]["max_tokens"] == 7 and json.dumps(asked[0]["messages"])
