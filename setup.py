@@ -18,7 +18,9 @@ def requirements(key: str) -> list[str]:
 weeks = {k.removesuffix("_requirements"): requirements(k) for k in cfg
          if k.startswith("week") and k.endswith("_requirements")}
 extras = {**weeks, "all": sorted({r for rs in weeks.values() for r in rs}),
-          "dev": requirements("dev_requirements"), "zero": requirements("zero_requirements")}
+          "documents": requirements("documents_requirements"),
+          "zero": requirements("zero_requirements"),
+          "dev": requirements("dev_requirements")}
 
 setup(
     version=cfg["version"],

@@ -14,7 +14,7 @@ import numpy as np
 from .assets import STANDINS
 from .course import command
 from .files import CourseError, cache_dir, progress_bar
-from .notes import MAX_BYTES, decode, read_folder
+from .notes import NotesError, read_folder, read_note
 from .rag import answer
 from .search import Embedder, Retriever, Store
 from .serve import DemoError, listening, serve
@@ -87,8 +87,8 @@ def inside(folder:str|Path,   # the notes
 
 def read_text(path:Path, limit:int=4000) -> str:   # at most so many characters
     "The beginning of a file, read as the index reads it."
-    if path.stat().st_size > MAX_BYTES: raise ToolError("The file is too long.")
-    return (decode(path.read_bytes()) or "")[:limit]
+    try: return read_note(path)[0][:limit]
+    except NotesError as e: raise ToolError(f"The file cannot be shown: {e}.") from e
 
 # %% ../nbs/week1/06_agent.ipynb #46fdf0e8
 def notes_tools(folder:str|Path,                      # the notes
@@ -275,7 +275,7 @@ def source_page(folder:str|Path, name:str,  # the notes, and a path in them, as 
                 first:int=0, last:int=0,    # lines to mark, counted from 1; none when 0
                ) -> str:                    # HTML, everything of the file escaped
     "A file of the notes as a page, each line with an anchor `#L12`. Raises `ToolError`."
-    lines = read_text(inside(folder, name), MAX_BYTES).split("\n")
+    lines = read_text(inside(folder, name), limit=10**9).split("\n")
     def one(i, line):
         text = html.escape(line) or " "
         if first <= i <= last: text = f"<mark>{text}</mark>"
@@ -295,7 +295,7 @@ def with_links(text:str,                          # the answer
     "An answer as plain text, followed by a link for each source."
     def link(i, c):
         address = f"/source/{quote(c.path)}?first={c.start}&amp;last={c.end}#L{c.start}"
-        label = plain(f"[{i}] {c.path}, lines {c.start} to {c.end}")
+        label = plain(f"[{i}] {c.path}, {c.where}")
         return f'<a href="{address}" target="_blank">{label}</a>'
     return "<br>".join([plain(text), *(link(i, c) for i, c in sources)])
 

@@ -38,6 +38,7 @@ class Asset:
     role: str = ""                # what it is for
     format: str = ""              # safetensors, gguf, text, zip or csv
     file: str = ""                # hub: the one file that is wanted, where not all are
+    also: tuple[str, ...] = ()    # hub: files that are wanted beside the usual ones
     size: int = 0                 # bytes of the file or folder; hub: of the download, to a MB
     sha256: str = ""              # of the file, or of the folder as `digest` defines it
     package: str = ""             # the distribution that carries it
@@ -247,7 +248,8 @@ def _fetch_hub(asset:Asset) -> Path:
     try:
         with patch("huggingface_hub.file_download._download_to_tmp_and_move", _keep_part):
             if asset.file: path = hf_hub_download(repo, asset.file)
-            else: path = snapshot_download(repo, allow_patterns=WANTED, ignore_patterns=UNWANTED)
+            else: path = snapshot_download(repo, allow_patterns=[*WANTED, *asset.also],
+                                           ignore_patterns=UNWANTED)
     except errors.GatedRepoError as e:
         raise AssetError(f"{repo} asks you to accept its licence ({asset.licence}). Do so at "
                          f"{asset.url}, then run `hf auth login` once with a read token.") from e

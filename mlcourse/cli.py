@@ -129,7 +129,7 @@ def run(paths:Paths=None,              # notebooks and folders; the whole course
         jobs:Jobs=1,                   # notebooks at a time; keep 1 on a GPU
         resume:Resume=False,           # skip what is already done at the same inputs
         timeout:Optional[float]=None,  # seconds for a notebook, 0: no limit; 600 on tiny, else 6 h
-        param:Params=None,             # a notebook's parameter; may be repeated
+        param:Params=None,             # a parameter or setting; may be repeated
        ) -> int:                       # exit code
     "Run notebooks headless, in course order, and print a report card."
     from mlcourse.run import Interrupted, is_ok, parse_params, print_card, run_course

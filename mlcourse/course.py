@@ -80,11 +80,22 @@ def read_notebook(path:str|Path) -> dict:  # a `NotebookNode`, every cell with a
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")   # cells without an id: they get one here
-            nb = nbformat.read(path, as_version=4)
+            raw = json.loads(Path(path).read_text(encoding="utf-8"))
+            nb = nbformat.reads(json.dumps(_completed(raw)), as_version=4)
             return nbformat.v4.upgrade(nb) or nb
     except OSError as e: raise UsageError(f"{bad}: {e.strerror}.") from e
-    except (ValueError, KeyError, TypeError, AttributeError, nbformat.ValidationError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError,
+            nbformat.ValidationError) as e:
         raise UsageError(f"{bad}. Save it again in Jupyter, or get it back from git.") from e
+
+def _completed(raw:dict) -> dict:
+    "With what programs leave out of a notebook or set to null, and every cell needs."
+    raw["metadata"] = raw.get("metadata") or {}
+    for cell in raw.get("cells", ()):
+        cell["metadata"] = {k: v for k, v in (cell.get("metadata") or {}).items() if v is not None}
+        cell["source"] = cell.get("source") or ""
+        if cell["cell_type"] == "code": cell["outputs"] = cell.get("outputs") or []
+    return raw
 
 def read_cells(path:str|Path,     # an .ipynb file
               ) -> list[dict]:    # its cells, each `source` one string
@@ -92,7 +103,7 @@ def read_cells(path:str|Path,     # an .ipynb file
     try: cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
         raise UsageError(f"{path} is not a notebook that can be read: {e}") from e
-    return [{**c, "source": "".join(c["source"])} for c in cells]
+    return [{**c, "source": "".join(c.get("source") or "")} for c in cells]
 
 # %% ../nbs/lib/02_course.ipynb #4b23a5fb
 def code_tree(source:str) -> ast.Module|None:   # None when it is not Python

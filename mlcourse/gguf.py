@@ -4,38 +4,24 @@
 
 # %% ../nbs/week2/05_ship.ipynb #bf9d967e
 from __future__ import annotations
-import errno, hashlib, json, math, os, re, shutil, tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+import json, re, shutil
 from pathlib import Path
 from typing import Annotated
 
-import gguf
-import numpy as np
 import torch
 import typer
 from .course import command
-from .files import CourseError, Progress, no_progress, progress_bar, size_of, write_atomic
+from .files import progress_bar, size_of, write_atomic
+from .gguf_file import TYPES, GGUFError, bos, check_folder, export_gguf, known
 from .llm import LLMError, OpenAIEngine, model_path
+from .templates import fold_system
 
 # %% auto #0
-__all__ = ['ADVICE', 'DTYPES', 'Q', 'F', 'TYPES', 'ARCHITECTURES', 'TABLES', 'LLAMA3_SPLIT', 'CHUNK', 'CONTENT', 'KEYWORDS',
-           'GGUFError', 'merge', 'check_folder', 'interleave', 'rope_divisors', 'Planned', 'plan_tensors',
-           'pre_tokenizer', 'export_gguf', 'tokenize', 'next_logprobs', 'reference_logprobs', 'render_go',
-           'go_template', 'modelfile', 'read_modelfile', 'main']
-
-# %% ../nbs/week2/05_ship.ipynb #8de430f0
-class GGUFError(CourseError):
-    "Something about an export that a user can put right; the message says how."
-
-ADVICE = "Use llama.cpp's convert_hf_to_gguf.py for this model."
+__all__ = ['DTYPES', 'CONTENT', 'WAIT', 'JOIN', 'KEYWORDS', 'merge', 'tokenize', 'next_logprobs', 'reference_logprobs',
+           'render_go', 'go_template', 'modelfile', 'read_modelfile', 'main']
 
 # %% ../nbs/week2/05_ship.ipynb #aa8e6b75
 DTYPES = dict(bf16=torch.bfloat16, fp16=torch.float16, fp32=torch.float32)
-
-def _known(what:str, name:str, names) -> None:
-    if name not in names:
-        raise GGUFError(f"There is no {what} {name!r}. Use one of {', '.join(names)}.")
 
 def merge(base:str|Path,       # folder of the model, in 16 or 32 bits, that the adapter is for
           adapter:str|Path,    # folder with `adapter_config.json` and `adapter_model.safetensors`
@@ -44,11 +30,16 @@ def merge(base:str|Path,       # folder of the model, in 16 or 32 bits, that the
          ) -> Path:            # `out`
     "Add a LoRA to its base (Hu et al., 2021, section 4.1) and save a model. Raises `GGUFError`."
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     base, adapter, out = check_folder(base), Path(adapter), Path(out)
-    _known("dtype", dtype, DTYPES)
+    known("dtype", dtype, DTYPES)
     if not (adapter/"adapter_config.json").is_file():
         raise GGUFError(f"{adapter} holds no adapter_config.json, so it is no adapter.")
+    adapted = json.loads((adapter/"adapter_config.json").read_text(encoding="utf-8"))
+    named = f"{adapted.get('target_modules')} {adapted.get('modules_to_save')}"
+    if AutoConfig.from_pretrained(base).tie_word_embeddings and re.search("lm_head|embed", named):
+        raise GGUFError(f"{adapter} changes the head or the embedding, and this model has one "
+                        "matrix for both: merged, each would change the other.")
     need = sum(f.stat().st_size for f in base.glob("*.safetensors"))   # it is held as a whole
     _check_memory(need * (2 if dtype == "fp32" else 1))
     tmp = out.with_name(out.name + ".tmp")
@@ -58,8 +49,13 @@ def merge(base:str|Path,       # folder of the model, in 16 or 32 bits, that the
     except (ValueError, RuntimeError) as e:
         why = str(e).splitlines()[0]
         raise GGUFError(f"{adapter} cannot be merged into {base}: {why}") from e
+    own = (adapter/"tokenizer_config.json").is_file()   # the one that it was trained with
+    tok, rows = AutoTokenizer.from_pretrained(adapter if own else base), model.config.vocab_size
+    if max(tok.get_vocab().values()) >= rows:
+        raise GGUFError(f"The tokenizer of {adapter} has tokens beyond the model's {rows:,}. Save "
+                        "a base whose embedding is resized as in the training, and merge into it.")
     model.save_pretrained(tmp)
-    AutoTokenizer.from_pretrained(base).save_pretrained(tmp)
+    tok.save_pretrained(tmp)
     shutil.rmtree(out, ignore_errors=True)
     tmp.replace(out)
     return out
@@ -71,272 +67,6 @@ def _check_memory(need:int) -> None:   # bytes
         f"The merge holds the model in memory: {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are "
         "free, swap included. Close other programs, add swap (under WSL2 in .wslconfig), or ship "
         "the adapter alone.")
-
-def check_folder(folder:str|Path) -> Path:   # `folder`
-    "Refuse what is no folder of plain weights. Raises `GGUFError`."
-    folder = Path(folder)
-    config, is_adapter = folder/"config.json", (folder/"adapter_config.json").is_file()
-    if not folder.is_dir(): raise GGUFError(f"There is no folder {folder}.")
-    if not config.is_file():
-        why = (f"is an adapter. Merge it first: mlcourse gguf BASE OUT --adapter {folder}"
-               if is_adapter else "holds no config.json, so it is no model folder.")
-    elif not any(folder.glob("*.safetensors")):
-        why = "holds no .safetensors weights. Save the model with `save_pretrained` first."
-    elif "quantization_config" in json.loads(config.read_text(encoding="utf-8")):
-        why = "is quantized already. Start from the 16-bit model, and merge the adapter into that."
-    else: return folder
-    raise GGUFError(f"{folder} {why}")
-
-# %% ../nbs/week2/05_ship.ipynb #cf54f09d
-Q = gguf.GGMLQuantizationType
-F = gguf.LlamaFileType
-TYPES = {   # name: type of the matrices, of embedding and head, and GGUF's number for such a file
-    "f32": (Q.F32, Q.F32, F.ALL_F32), "f16": (Q.F16, Q.F16, F.MOSTLY_F16),
-    "bf16": (Q.BF16, Q.BF16, F.MOSTLY_BF16), "q8_0": (Q.Q8_0, Q.Q8_0, F.MOSTLY_Q8_0),
-    "q5_1": (Q.Q5_1, Q.Q8_0, F.MOSTLY_Q5_1), "q5_0": (Q.Q5_0, Q.Q8_0, F.MOSTLY_Q5_0),
-    "q4_1": (Q.Q4_1, Q.Q8_0, F.MOSTLY_Q4_1), "q4_0": (Q.Q4_0, Q.Q8_0, F.MOSTLY_Q4_0)}
-ARCHITECTURES = ("LlamaForCausalLM",)
-TABLES = ("token_embd.weight", "output.weight")   # embedding and head: never below 8 bits
-
-# %% ../nbs/week2/05_ship.ipynb #afdfcb21
-def interleave(weight,           # array or tensor, shape (n_head * head_dim, ...)
-               n_head:int,       # heads of this projection
-              ):                 # the same rows, in llama.cpp's order
-    "Reorder the rows of a Q or K projection from rotary halves to rotary pairs, as llama.cpp does."
-    half = weight.shape[0] // n_head // 2
-    pairs = weight.reshape(n_head, 2, half, *weight.shape[1:]).swapaxes(1, 2)
-    return pairs.reshape(weight.shape)
-
-# %% ../nbs/week2/05_ship.ipynb #b1811de4
-def rope_divisors(config,                # a transformers configuration with `rope_parameters`
-                 ) -> np.ndarray|None:   # shape (head_dim / 2,), float32; None without scaling
-    "What Llama 3's scaling divides each rotary frequency by. Raises `GGUFError` for another one."
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-    rope, kind = config.rope_parameters, config.rope_parameters.get("rope_type", "default")
-    if kind == "default": return None
-    if kind != "llama3":
-        raise GGUFError(f"This model scales its rotary frequencies by {kind!r}, which the exporter "
-                        f"does not know. {ADVICE}")
-    scaled, _ = ROPE_INIT_FUNCTIONS[kind](config, "cpu")
-    plain = rope["rope_theta"] ** -(np.arange(0, config.head_dim, 2) / config.head_dim)
-    return (plain / scaled.numpy()).astype(np.float32)
-
-# %% ../nbs/week2/05_ship.ipynb #fc703165
-@dataclass(frozen=True)
-class Planned:
-    "A tensor of the file to be."
-    name: str                  # llama.cpp's name
-    source: str                # its name in transformers; empty if it is computed
-    shape: tuple[int, ...]     # rows first, as in transformers
-    qtype: Q                   # how it is stored
-    n_head: int = 0            # above 0: the rows are interleaved, by so many heads
-
-    @property
-    def nbytes(self) -> int:
-        "Bytes in the file, without padding."
-        block, size = gguf.GGML_QUANT_SIZES[self.qtype]
-        return math.prod(self.shape) // block * size
-
-# %% ../nbs/week2/05_ship.ipynb #97abddfb
-def plan_tensors(config,                             # a transformers configuration
-                 shapes:dict[str, tuple[int, ...]],  # of the weights, by transformers' names
-                 type:str="q8_0",                    # a key of `TYPES`
-                ) -> list[Planned]:                  # in the order of the file
-    "Name, order and type of every tensor. Raises `GGUFError` for anything that it does not know."
-    _known("type", type, TYPES)
-    kind = (config.architectures or ["an unnamed architecture"])[0]
-    if kind not in ARCHITECTURES:
-        raise GGUFError(f"This exporter writes {', '.join(ARCHITECTURES)}, not {kind}. {ADVICE}")
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    n_head = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
-    plan = []
-    for source, shape in shapes.items():
-        tied = config.tie_word_embeddings and source == "lm_head.weight"
-        if source.endswith("rotary_emb.inv_freq") or tied: continue
-        name = names.get_name(source, try_suffixes=(".weight", ".bias"))
-        if name is None:
-            raise GGUFError(f"The model has a tensor {source}, for which llama.cpp's Llama has "
-                            "no name. Is it a plain Llama?")
-        qtype = Q.F32 if len(shape) == 1 else TYPES[type][name in TABLES]
-        if shape[-1] % gguf.GGML_QUANT_SIZES[qtype][0]: qtype = Q.F16   # rows are no whole blocks
-        heads = n_head.get(name.split(".")[-2], 0)
-        plan.append(Planned(name, source, tuple(shape), qtype, heads))
-    if rope_divisors(config) is not None:
-        plan.append(Planned("rope_freqs.weight", "", (config.head_dim // 2,), Q.F32))
-    def place(t):   # the embedding first, then layer by layer
-        layer = int(t.name.split(".")[1]) if t.name.startswith("blk.") else 10**6
-        return not t.name.startswith(("token_embd", "rope")), layer
-    return sorted(plan, key=place)
-
-# %% ../nbs/week2/05_ship.ipynb #b6fab02e
-LLAMA3_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
-                r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
-
-def pre_tokenizer(spec:dict,     # the content of a tokenizer.json
-                 ) -> str:       # llama.cpp's name for its rule
-    "Which splitting rule a byte-level BPE uses. Raises `GGUFError` if its name is not known here."
-    if spec["model"].get("type") != "BPE" or spec["model"].get("byte_fallback"):
-        raise GGUFError("The tokenizer is no byte-level BPE (Llama 2 and Mistral have "
-                        f"SentencePiece's kind). {ADVICE}")
-    if spec.get("normalizer"):
-        raise GGUFError("The tokenizer rewrites text before it splits it, which byte-level BPE "
-                        f"in a GGUF cannot. {ADVICE}")
-    outer = spec.get("pre_tokenizer") or {}
-    steps = outer.get("pretokenizers", [outer])
-    kinds, last = [s.get("type") for s in steps], steps[-1].get("use_regex", True)
-    if kinds == ["ByteLevel"] and last: return "gpt-2"
-    if kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits") and last:
-        return "smollm"
-    if kinds == ["Split", "ByteLevel"] and steps[0]["pattern"].get("Regex") == LLAMA3_SPLIT:
-        return "llama-bpe"
-    raise GGUFError("The tokenizer splits text by a rule that is not known here "
-                    f"({', '.join(map(str, kinds))}). {ADVICE}")
-
-# %% ../nbs/week2/05_ship.ipynb #5ae39c47
-def _add_tokenizer(w:gguf.GGUFWriter, folder:Path, n_vocab:int):
-    "Vocabulary, merges, special tokens and chat template of the folder's tokenizer."
-    from transformers import AutoTokenizer
-    try: spec = json.loads((folder/"tokenizer.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as e:
-        raise GGUFError(f"{folder} holds no tokenizer.json. Save the tokenizer there: "
-                        "tok.save_pretrained(folder)") from e
-    tokens, kind = {i: t for t, i in spec["model"]["vocab"].items()}, gguf.TokenType
-    kinds = dict.fromkeys(tokens, kind.NORMAL)
-    for a in spec["added_tokens"]:
-        special = a["special"] or re.fullmatch(r"<\|.*\|>", a["content"])
-        tokens[a["id"]] = a["content"]
-        kinds[a["id"]] = kind.CONTROL if special else kind.USER_DEFINED
-    if max(tokens) >= n_vocab:
-        raise GGUFError(f"The tokenizer knows {max(tokens) + 1:,} tokens and the model only "
-                        f"{n_vocab:,}. Resize the embedding, or take the model's own tokenizer.")
-    w.add_tokenizer_model("gpt2")   # llama.cpp's word for byte-level BPE
-    w.add_tokenizer_pre(pre_tokenizer(spec))
-    w.add_token_list([tokens.get(i, f"[PAD{i}]") for i in range(n_vocab)])
-    w.add_token_types([kinds.get(i, kind.UNUSED) for i in range(n_vocab)])
-    gguf.SpecialVocab(folder, load_merges=True, n_vocab=n_vocab).add_to_gguf(w)
-    if gguf.Keys.Tokenizer.ADD_BOS not in w.kv_data[0]:
-        w.add_add_bos_token(bool(_bos(AutoTokenizer.from_pretrained(folder))))
-
-def _bos(tok) -> str:
-    "The token that a tokenizer puts before every text; empty when it puts none."
-    begins = tok.bos_token and tok("a").input_ids[:1] == [tok.bos_token_id]
-    return tok.bos_token if begins else ""
-
-# %% ../nbs/week2/05_ship.ipynb #19248461
-def _open(folder:Path) -> dict[str, object]:   # tensor: the open file that holds it
-    "The weights of a folder, to be read in slices."
-    from safetensors import safe_open
-    files = [safe_open(f, framework="pt") for f in sorted(folder.glob("*.safetensors"))]
-    held = {name: f for f in files for name in f.keys()}
-    index = folder/"model.safetensors.index.json"
-    listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"] if index.is_file() else ()
-    if lost := set(listed) - set(held):
-        raise GGUFError(f"{folder} is incomplete: {len(lost)} tensors of its index are missing, "
-                        f"{min(lost)} for one. Fetch the model again.")
-    return held
-
-CHUNK = 2**24   # numbers converted at a time: 64 MiB in fp32
-
-def _pieces(t:Planned, weights:dict, config) -> Iterator[np.ndarray]:
-    "The bytes of a tensor, a few rows at a time."
-    if not t.source:
-        yield rope_divisors(config)
-        return
-    rows, source = t.shape[0], weights[t.source].get_slice(t.source)
-    head = rows // t.n_head if t.n_head else 1   # rows that cannot be interleaved apart
-    step = max(1, CHUNK // math.prod(t.shape[1:]) // head) * head
-    for start in range(0, rows, step):
-        part = source[start:start + step].float().numpy()
-        if t.n_head: part = interleave(part, len(part) // head)
-        packed = gguf.quantize(np.ascontiguousarray(part), t.qtype)
-        if t.qtype == Q.F16 and not np.isfinite(packed).all():
-            raise GGUFError(f"{t.source} has weights beyond the range of f16 (65,504). "
-                            "Use bf16, or q8_0.")
-        yield packed
-
-def _header(folder:Path, config, plan:list[Planned], type:str) -> bytes:
-    "Everything before the weights, padded."
-    w = gguf.GGUFWriter(None, "llama")
-    w.add_name(folder.resolve().name)
-    w.add_block_count(config.num_hidden_layers)
-    w.add_context_length(config.max_position_embeddings)
-    w.add_embedding_length(config.hidden_size)
-    w.add_feed_forward_length(config.intermediate_size)
-    w.add_head_count(config.num_attention_heads)
-    w.add_head_count_kv(config.num_key_value_heads)
-    for add in (w.add_key_length, w.add_value_length, w.add_rope_dimension_count):
-        add(config.head_dim)
-    w.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    w.add_layer_norm_rms_eps(config.rms_norm_eps)
-    w.add_vocab_size(config.vocab_size)
-    w.add_file_type(TYPES[type][2])
-    w.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    _add_tokenizer(w, folder, config.vocab_size)
-    for t in plan: w.add_tensor_info(t.name, t.shape, np.float32, t.nbytes, raw_dtype=t.qtype)
-    with tempfile.TemporaryDirectory() as tmp:
-        w.write_header_to_file(Path(tmp)/"header")
-        w.write_kv_data_to_file()
-        w.write_ti_data_to_file()
-        w.close()
-        header = (Path(tmp)/"header").read_bytes()
-    return header + bytes(-len(header) % gguf.GGUF_DEFAULT_ALIGNMENT)
-
-# %% ../nbs/week2/05_ship.ipynb #ab3fb47b
-def export_gguf(folder:str|Path,          # a Llama-type model's folder, such as `merge` writes
-                out:str|Path,             # the .gguf file; replaced if it is there
-                type:str="q8_0",          # a key of `TYPES`
-                progress:Progress=no_progress,  # told bytes written, and in all, after each tensor
-               ) -> Path:                 # `out`
-    "Write a model as GGUF, and go on where a killed run stopped. Raises `GGUFError`."
-    from transformers import AutoConfig
-    folder, out = check_folder(folder), Path(out)
-    config, weights = AutoConfig.from_pretrained(folder), _open(folder)
-    shapes = {name: tuple(f.get_slice(name).get_shape()) for name, f in weights.items()}
-    plan = plan_tensors(config, shapes, type)
-    header, align = _header(folder, config, plan, type), gguf.GGUF_DEFAULT_ALIGNMENT
-    padded = [t.nbytes + -t.nbytes % align for t in plan]
-    ends = np.cumsum([len(header), *padded]).tolist()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = _part(out, folder, header)
-    have = part.stat().st_size if part.exists() else 0
-    need, free = ends[-1] - have, shutil.disk_usage(out.parent).free
-    if need > free:
-        raise GGUFError(f"{out.name} needs {need / 1e9:.2f} GB more on the disk of {out.parent}, "
-                        f"and {free / 1e9:.2f} GB are free. Make room, or take fewer bits.")
-    try: _write(part, header, plan, ends, weights, config, progress)
-    except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT): raise
-        raise GGUFError(f"The disk of {out.parent} is full. What is written is kept: make room and "
-                        "run the same again to go on.") from e
-    part.replace(out)
-    return out
-
-def _part(out:Path, folder:Path, header:bytes) -> Path:
-    "The file that grows. Its name holds a hash of header and weights: others never continue it."
-    files = [(f.name, f.stat()) for f in sorted(folder.glob("*.safetensors"))]
-    seen = repr([(name, s.st_size, s.st_mtime_ns) for name, s in files])
-    key = hashlib.sha256(header + seen.encode()).hexdigest()[:12]
-    part = out.with_name(f"{out.name}.{key}.part")
-    for old in out.parent.glob(f"{out.name}.*.part"):
-        if old != part: old.unlink()
-    return part
-
-def _write(part, header, plan, ends, weights, config, progress):
-    "Write what is missing, from the first tensor that is not whole."
-    with part.open("r+b" if part.exists() else "wb") as f:
-        have = f.seek(0, os.SEEK_END)
-        if have < ends[0]:
-            f.seek(0)
-            f.write(header)
-        done = sum(end <= have for end in ends[1:])   # tensors that are whole
-        f.seek(ends[done])
-        f.truncate()
-        for t, end in zip(plan[done:], ends[done + 1:]):
-            for piece in _pieces(t, weights, config): f.write(piece.tobytes())
-            f.write(bytes(end - f.tell()))
-            f.flush()
-            progress(end, ends[-1])
-        os.fsync(f.fileno())
 
 # %% ../nbs/week2/05_ship.ipynb #67cabbf0
 def _post(engine:OpenAIEngine, path:str, **body) -> dict:
@@ -380,6 +110,10 @@ def reference_logprobs(model,           # of transformers
     return logits.log_softmax(-1).gather(1, true)[:, 0].tolist()
 
 # %% ../nbs/week2/05_ship.ipynb #9564d768
+CONTENT = "{{ .Content }}"   # where Ollama puts the words of a message
+WAIT = "{{ $s = .Content }}"   # a system message waits for the first question, where turns have
+JOIN = '{{ if $s }}{{ $s }}\n\n{{ $s = "" }}{{ end }}'   # ... no role for it
+
 def render_go(template:str,          # as `go_template` writes it
               messages:list[dict],   # role and content
              ) -> str:
@@ -387,42 +121,60 @@ def render_go(template:str,          # as `go_template` writes it
     loop = r"(.*?)\{\{ range \.Messages \}\}(.*)\{\{ end \}\}\{\{ end \}\}(.*)"
     head, body, tail = re.fullmatch(loop, template, re.S).groups()
     choice = r'\{\{ (?:else )?if eq \.Role "(\w+)" \}\}(.*?)(?=\{\{ else if|\Z)'
-    forms = dict(re.findall(choice, body, re.S))
-    turns = (forms.get(m["role"], "").replace(CONTENT, m["content"]) for m in messages)
-    return head + "".join(turns) + tail
-
-CONTENT = "{{ .Content }}"   # where Ollama puts the words of a message
+    forms, waiting = dict(re.findall(choice, body, re.S)), ""
+    said = head.replace('{{ $s := "" }}', "")
+    for m in messages:
+        form = forms.get(m["role"], "")
+        joined = f"{waiting}\n\n" if waiting else ""
+        if form == WAIT or JOIN in form: waiting = m["content"] if form == WAIT else ""
+        said += form.replace(WAIT, "").replace(JOIN, joined).replace(CONTENT, m["content"])
+    return said + tail
 
 def go_template(tok,                     # a tokenizer with a chat template
                ) -> tuple[str, str]:     # the template, and its own system message
     "The chat template in Ollama's language. Raises `GGUFError` if it is no plain list of turns."
     from jinja2 import TemplateError
-    bos = _bos(tok)   # Ollama adds it by itself
-    def text(*contents, roles=("system", "user", "assistant", "user"), prompt=False):
+    for has_system in (True, False):   # without one, a system message joins the first question
+        try: return _go_template(tok, has_system)
+        except (TemplateError, GGUFError) as e: why = e
+    raise GGUFError("This model's chat template is no plain list of turns, so it cannot be turned "
+                    "into Ollama's language. Write TEMPLATE by hand.") from why
+
+def _go_template(tok, has_system:bool):
+    roles, marks = ("user", "assistant", "user"), ("Mark-U", "Mark-A", "Mark-V")
+    if has_system: roles, marks = ("system", *roles), ("Mark-S", *marks)
+    def text(*contents, roles=roles, prompt=False):
         turns = [dict(role=r, content=c) for r, c in zip(roles, contents)]
-        try: whole = tok.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
-        except TemplateError as e:
-            raise GGUFError(f"This model's chat template refuses a system message: {e}. "
-                            "Write TEMPLATE by hand.") from e
-        return turns, whole.removeprefix(bos)
-    marks = ("Mark-S", "Mark-U", "Mark-A", "Mark-V")
-    two, three, four = (text(*marks[:n])[1] for n in (2, 3, 4))
-    user = four.removeprefix(three).replace("Mark-V", CONTENT)
-    system = two.removesuffix(user.replace(CONTENT, "Mark-U")).replace("Mark-S", CONTENT)
-    assistant = three.removeprefix(two).replace("Mark-A", CONTENT)
-    forms = dict(assistant=assistant, user=user, system=system)
+        whole = tok.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
+        return whole.removeprefix(bos(tok))   # Ollama adds it by itself
+    n = 1 + has_system   # messages up to the first question
+    asked, answered, again = (text(*marks[:i]) for i in (n, n + 1, n + 2))
+    prompted = text(*marks[:n], prompt=True)
+    closing = "" if prompted.startswith(asked) else tok.eos_token   # Phi-3, where none shall answer
+    asked, answered, again = (t.removesuffix(closing) for t in (asked, answered, again))
+    user = again.removeprefix(answered).replace("Mark-V", CONTENT)
+    forms = dict(assistant=answered.removeprefix(asked).replace("Mark-A", CONTENT), user=user)
+    first, default = user.replace(CONTENT, "Mark-U"), ""
+    if has_system:
+        forms["system"] = asked.removesuffix(first).replace("Mark-S", CONTENT)
+        bare = text("Mark-U", roles=("user",)).removesuffix(closing).removesuffix(first)
+        before, _, after = forms["system"].partition(CONTENT)
+        default = bare.removeprefix(before).removesuffix(after) if bare else ""
+    else: forms |= dict(user=user.replace(CONTENT, JOIN + CONTENT), system=WAIT)
     body = "{{ else ".join(f'if eq .Role "{role}" }}}}{form}' for role, form in forms.items())
-    answer = text(*marks[:2], prompt=True)[1].removeprefix(two)
-    template = "{{ range .Messages }}{{ " + body + "{{ end }}{{ end }}" + answer
-    bare = text("Mark-U", roles=("user",))[1].removesuffix(user.replace(CONTENT, "Mark-U"))
-    before, _, after = system.partition(CONTENT)
-    default = bare.removeprefix(before).removesuffix(after) if bare else ""
+    template = "{{ range .Messages }}{{ " + body + "{{ end }}{{ end }}"
+    if not has_system: template = asked.removesuffix(first) + '{{ $s := "" }}' + template
+    template += prompted.removeprefix(asked)
     words = ("Be brief.", "Why?", "Because it is {so}.", "And\nthen?")
-    for turns, wanted in (text(*words[:2], prompt=True), text(*words, prompt=True)):
-        plain = all(form.count(CONTENT) == 1 for form in forms.values())
-        if not plain or render_go(template, turns) != wanted:
-            raise GGUFError("This model's chat template is no plain list of turns, so it cannot be "
-                            "turned into Ollama's language. Write TEMPLATE by hand.")
+    plain = all(form == WAIT or form.count(CONTENT) == 1 for form in forms.values())
+    for some in (words[:2], words):
+        turns = [dict(role=r, content=c) for r, c in zip(("system", *roles[-3:]), some)]
+        told = fold_system(tok, turns)
+        if not has_system and told == turns and len(some) > 2:   # Mistral would join the last one
+            told = [dict(role="user", content=f"{some[0]}\n\n{some[1]}"), *turns[2:]]
+        wanted = tok.apply_chat_template(told, tokenize=False, add_generation_prompt=True)
+        if not plain or render_go(template, turns) != wanted.removeprefix(bos(tok)):
+            raise GGUFError("no plain list of turns")
     return template, default
 
 # %% ../nbs/week2/05_ship.ipynb #c7bdeb19
@@ -444,12 +196,21 @@ def modelfile(path:str|Path,           # the .gguf file
         raise GGUFError("The template holds three quotes in a row, which a Modelfile cannot. "
                         "Write it by hand.")
     said = [f'SYSTEM """{system}"""'] if system else []
+    said += [f'PARAMETER stop "{end}"' for end in _ends(tok, template)]   # Ollama knows no escapes
     lines = [f"FROM ./{path.name}", f'TEMPLATE """{template}"""', *said,
-             f"PARAMETER stop {json.dumps(tok.eos_token)}", f"PARAMETER num_ctx {context}",
-             f"PARAMETER temperature {temperature:g}"]
+             f"PARAMETER num_ctx {context}", f"PARAMETER temperature {temperature:g}"]
     file = write_atomic(path.with_name("Modelfile"), "\n".join(lines) + "\n")
     read_modelfile(file)
     return file
+
+def _ends(tok, template:str) -> list[str]:
+    "The tokens that end an answer: of a text, and of a turn (Gemma's is another one)."
+    behind = template.partition('"assistant" }}')[2].partition(CONTENT)[2]
+    special = (t.content for t in tok.added_tokens_decoder.values() if t.special)
+    ends = [tok.eos_token, *(t for t in special if behind.startswith(t) and t != tok.eos_token)]
+    if bad := next((t for t in ends if '"' in t or "\n" in t), None):
+        raise GGUFError(f"The token {bad!r} cannot be written in a Modelfile. Write it by hand.")
+    return ends
 
 def read_modelfile(file:str|Path) -> dict:   # from, template, system: text; parameter: a dictionary
     "Read a Modelfile, and refuse what Ollama would. Raises `GGUFError`."
@@ -467,7 +228,9 @@ def read_modelfile(file:str|Path) -> dict:   # from, template, system: text; par
         value = m["short"].strip() if m["long"] is None else m["long"]
         if word == "parameter":
             name, _, value = value.partition(" ")
-            found["parameter"][name] = json.loads(value)
+            quoted = re.fullmatch(r'"([^"]*)"', value)
+            if name != "stop": found["parameter"][name] = float(value)
+            else: found["parameter"].setdefault(name, []).append(quoted[1] if quoted else value)
         else: found[word] = value
     weights = found.get("from", "nowhere")
     if not (file.parent/weights).is_file():
@@ -476,7 +239,7 @@ def read_modelfile(file:str|Path) -> dict:   # from, template, system: text; par
 
 # %% ../nbs/week2/05_ship.ipynb #b0c5e2f7
 @command("gguf")
-def main(folder:str,                  # a Llama-type model's folder, or a model of the course
+def main(folder:str,                  # a model's folder, or a model of the course
          out:str,                     # the .gguf file to write
          type:str="q8_0",             # f32, f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0
          adapter:Annotated[str, typer.Option(help="A LoRA to merge first.")]="",
@@ -484,7 +247,7 @@ def main(folder:str,                  # a Llama-type model's folder, or a model 
     "Write a model as GGUF for llama.cpp and Ollama, with a Modelfile beside it."
     from transformers import AutoTokenizer
     source, path = model_path(folder), Path(out)
-    _known("type", type, TYPES)
+    known("type", type, TYPES)
     if adapter: source = merge(source, adapter, path.with_suffix(".merged"))
     with progress_bar(path.name, "bytes") as progress: export_gguf(source, path, type, progress)
     print(f"Wrote {path} ({size_of(path) / 1e6:,.0f} MB).")

@@ -73,7 +73,9 @@ def _sentence_piece(row:dict):
     learned = json.loads(tok.to_str())["model"]
     pieces = row["first"] + [f"<0x{b:02X}>" for b in range(256)] + list(learned["vocab"])
     vocab = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
-    merges = [tuple(m) for m in learned["merges"]]
+    known = learned["vocab"]   # SentencePiece makes a piece of any two that are one
+    merges = [(p[:i], p[i:]) for p in known for i in range(1, len(p))
+              if p[:i] in known and p[i:] in known]
     tok = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     front, strip = [normalizers.Prepend("▁")], [decoders.Strip(" ", 1, 0)]
     tok.normalizer = normalizers.Sequence(front * row["prefix"] + [normalizers.Replace(" ", "▁")])
@@ -166,7 +168,7 @@ def thin_model(name:str,   # a repository of `models`
     "A thin model, built once. Raises `UsageError` for a name that is not there."
     if name not in models():
         raise UsageError(f"There is no thin {name}. There are: {', '.join(models())}.")
-    key = f"3 {models()[name]} {_template(models()[name])} {N_PIECES}"
+    key = f"4 {models()[name]} {_template(models()[name])} {N_PIECES}"
     return derived(_slug(name), lambda folder: _build(name, folder), key)
 
 def _slug(name:str) -> str: return "thin-" + name.lower().replace("/", "-")

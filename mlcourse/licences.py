@@ -50,7 +50,7 @@ def write_licences(root:Path|None=None) -> bool:   # has the file changed?
     "Bring the tables of LICENCES.md up to date. Raises `CourseError` if a package is missing."
     path = (root or course_root())/"LICENCES.md"
     head = ("Name", "What it is", "Terms", "What to know", "Used in")
-    models = [a for a in ASSETS.values() if a.format in ("safetensors", "gguf")]
+    models = [a for a in ASSETS.values() if a.format in ("safetensors", "gguf", "pickle")]
     data = [a for a in ASSETS.values() if a not in models]
     packages = ("Package", "What it states", "Asked for by"), _package_rows(path.parent)
     tables = dict(models=(head, map(_asset_row, models)), data=(head, map(_asset_row, data)),

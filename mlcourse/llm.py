@@ -15,17 +15,17 @@ from unittest.mock import patch
 import torch
 import typer
 from torch import Tensor
-from .assets import ASSETS, STANDINS, fetch, find_asset, http_client
+from .assets import ASSETS, STANDINS, Asset, fetch, find_asset, http_client
 from .course import command
 from .files import CourseError, derived
 from .templates import fold_system
 from .tier import choose
 
 # %% auto #0
-__all__ = ['FACTS', 'BITS', 'SMALL', 'TURNS', 'score_facts', 'LLMError', 'quiet_libraries', 'import_bitsandbytes', 'model_path',
-           'weight_bytes', 'quantization', 'unload', 'free_bytes', 'spread_layers', 'load', 'encode', 'generate',
-           'stop_ids', 'next_token_probs', 'sampler', 'stream_text', 'Reply', 'TransformersEngine', 'perplexity',
-           'OpenAIEngine', 'llama_cpp', 'served_gguf', 'talk']
+__all__ = ['FACTS', 'BITS', 'SMALL', 'TURNS', 'score_facts', 'LLMError', 'quiet_libraries', 'import_bitsandbytes',
+           'plain_kernels', 'model_path', 'weight_bytes', 'quantization', 'unload', 'free_bytes', 'spread_layers',
+           'load', 'encode', 'generate', 'stop_ids', 'next_token_probs', 'sampler', 'stream_text', 'Reply',
+           'TransformersEngine', 'perplexity', 'OpenAIEngine', 'llama_cpp', 'served_gguf', 'talk']
 
 # %% ../nbs/week1/03_hello_llm.ipynb #ef8fba52
 FACTS = (   # question, words that count as a right answer
@@ -69,6 +69,11 @@ def import_bitsandbytes():
         import bitsandbytes.functional
     return bitsandbytes
 
+def plain_kernels(model):
+    "On a processor: bitsandbytes' fast 4-bit kernel takes whole blocks only, and trains nothing."
+    for m in model.modules():
+        if hasattr(m, "support_avx512bf16_for_cpu"): m.support_avx512bf16_for_cpu = False
+
 def _unpack_gguf(gguf:Path, folder:Path):
     "Write the stand-in's weights, in bf16, and its tokenizer as an ordinary model folder."
     import gguf as reader
@@ -89,13 +94,16 @@ def _unpack_gguf(gguf:Path, folder:Path):
     model.save_pretrained(folder)
 
 # %% ../nbs/week1/03_hello_llm.ipynb #f61380f9
-def model_path(name:str,  # a chat model of the course (see `ASSETS`), or a folder with a model
+def model_path(name:str,  # a chat model of the course, another of the hub (`owner/name`), a folder
               ) -> Path:  # folder that `from_pretrained` accepts
     "The folder of a model, fetched if need be. Raises `LLMError` for a name that is neither."
     if Path(name).is_dir():
         if (Path(name)/"config.json").exists(): return Path(name)
         raise LLMError(f"{name} holds no config.json, so it is no model folder.")
     asset, standin = find_asset(name), ASSETS[STANDINS["chat"]]
+    if asset is None and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        return fetch(Asset(name.replace("/", "--"), "hub", "see its page", "a model of yours", name,
+                           url=f"https://huggingface.co/{name}"))
     known = [a for a in ASSETS.values()
              if a == standin or (a.role == "chat" and a.format == "safetensors")]
     if asset not in known: raise LLMError(f"There is no model {name!r}. Use one of "
@@ -193,6 +201,7 @@ def load(name:str,                      # a model of the course, or a model's fo
     model = AutoModelForCausalLM.from_pretrained(
         path, dtype=dict(fp32=torch.float32, fp16=torch.float16).get(precision, torch.bfloat16),
         quantization_config=packing, offload_folder=offload_folder, device_map=place)
+    plain_kernels(model)
     tok = AutoTokenizer.from_pretrained(path)
     if tok.pad_token is None: tok.pad_token = tok.eos_token   # Llama and Mistral have none
     return model.eval(), tok

@@ -4,7 +4,7 @@
 
 # %% ../nbs/tools/11_notes.ipynb #4383bbdc
 from __future__ import annotations
-import ast, hashlib, json, os, re
+import ast, hashlib, json, logging, os, re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,10 +13,10 @@ from pathlib import Path
 from .files import CourseError, Progress, no_progress
 
 # %% auto #0
-__all__ = ['KINDS', 'SKIP', 'MAX_BYTES', 'GUESSES', 'Block', 'WIDE', 'FENCE', 'HEADING', 'UNDERLINE', 'CHUNKERS', 'NotesError',
-           'decode', 'decode_named', 'cells_of', 'read_folder', 'Chunk', 'pack', 'cut_lines', 'fragments', 'length',
-           'heading_of', 'blocks_of', 'chunk_markdown', 'chunk_python', 'chunk_text', 'chunk_notebook', 'chunk_file',
-           'chunk_all', 'ingest']
+__all__ = ['KINDS', 'DOCUMENTS', 'SKIP', 'MAX_BYTES', 'GUESSES', 'Block', 'WIDE', 'FENCE', 'HEADING', 'UNDERLINE', 'CHUNKERS',
+           'NotesError', 'decode', 'decode_named', 'cells_of', 'document_text', 'read_folder', 'read_note', 'Chunk',
+           'pack', 'cut_lines', 'fragments', 'length', 'heading_of', 'blocks_of', 'chunk_markdown', 'chunk_python',
+           'chunk_text', 'chunk_notebook', 'chunk_file', 'chunk_all', 'ingest']
 
 # %% ../nbs/tools/11_notes.ipynb #130782e3
 class NotesError(CourseError):
@@ -24,8 +24,10 @@ class NotesError(CourseError):
 
 KINDS = {".md": "markdown", ".markdown": "markdown", ".ipynb": "notebook", ".py": "code"}
 KINDS |= dict.fromkeys(".txt .rst .ini .toml .yml .yaml .cfg Makefile".split(), "text")
+DOCUMENTS = {".pdf", ".html", ".htm", ".docx"}
+KINDS |= dict.fromkeys(DOCUMENTS, "markdown")   # what they become
 SKIP = {"node_modules", "__pycache__", "site-packages"}   # and everything that begins with a dot
-MAX_BYTES = 5_000_000
+MAX_BYTES = 5_000_000   # ten times that for documents
 
 def _kind(path:Path) -> str|None: return KINDS.get(path.suffix.lower(), KINDS.get(path.name))
 
@@ -68,6 +70,24 @@ def cells_of(text:str) -> list[tuple[str, str]]|None:   # kind and source; None:
         return found
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError): return None
 
+# %% ../nbs/tools/11_notes.ipynb #e66b03b9
+def document_text(path:Path) -> str:   # markdown
+    "The text of a PDF, a web page or a Word file. Raises `NotesError`."
+    try:
+        if path.suffix.lower() != ".pdf":
+            from markitdown import MarkItDown
+            return MarkItDown(enable_plugins=False).convert_local(path).markdown
+        from pypdf import PdfReader
+        logging.getLogger("pypdf").setLevel(logging.CRITICAL)   # it tells of every small damage
+        pages = [page.extract_text().strip() for page in PdfReader(path).pages]
+    except ImportError as e: raise NotesError(
+        f'needs {e.name}: `pip install "mlcourse[documents]"`') from e
+    except Exception as e:   # these libraries raise whatever they met
+        raise NotesError(f"cannot be read ({type(e).__name__})") from e
+    if not any(pages): raise NotesError("holds no text: a scan?")
+    marked = (re.sub("(?m)^#", r"\\#", page) for page in pages)   # no heading of ours
+    return "\n\n".join(f"# Page {i}\n\n{page}" for i, page in enumerate(marked, 1))
+
 # %% ../nbs/tools/11_notes.ipynb #afd6f2c5
 def read_folder(folder:str|Path,               # the notes
                 max_bytes:int=MAX_BYTES,       # longer files are left out
@@ -88,19 +108,21 @@ def read_folder(folder:str|Path,               # the notes
             rel = named(path)
             try:
                 if "\ufffd" in rel: raise NotesError("its name is not UTF-8: rename it")
-                texts[rel], guess = _read(path, max_bytes)
+                texts[rel], guess = read_note(path, max_bytes)
                 if guess: left_out[rel] = f"read as {guess}, which is a guess"
             except NotesError as e: left_out[rel] = str(e)
             except OSError as e: left_out[rel] = e.strerror or "cannot be read"
     return texts, left_out
 
-def _read(path:Path, max_bytes:int) -> tuple[str, str]:
-    "The text of a file, and its encoding if that is a guess. Raises `NotesError`."
+def read_note(path:Path, max_bytes:int=MAX_BYTES,
+             ) -> tuple[str, str]:   # its text; its encoding where that is a guess
+    "The text of a file as it is indexed and cited. Raises `NotesError`."
     if path.is_symlink(): raise NotesError("a link")
     if not path.is_file(): raise NotesError("no ordinary file")
-    size = path.stat().st_size
-    if size > max_bytes: raise NotesError(f"{size:,} bytes, more than {max_bytes:,}")
-    text, guess = decode_named(path.read_bytes())
+    size, is_document = path.stat().st_size, path.suffix.lower() in DOCUMENTS
+    limit = max_bytes * 10 if is_document else max_bytes
+    if size > limit: raise NotesError(f"{size:,} bytes, more than {limit:,}")
+    text, guess = (document_text(path), "") if is_document else decode_named(path.read_bytes())
     if text is None: raise NotesError("not text")
     if not text.strip(): raise NotesError("empty")
     if _kind(path) == "notebook" and cells_of(text) is None:
@@ -123,6 +145,12 @@ class Chunk:
         "Tells it from every other chunk; changes with its text or place."
         digest = hashlib.sha1(self.text.encode()).hexdigest()
         return f"{self.path}:{self.start}-{self.end}:{digest[:8]}"
+
+    @property
+    def where(self) -> str:
+        "Its place in the file, for a citation: a page, or lines."
+        page = self.heading.split(" > ")[0] if self.path.lower().endswith(".pdf") else ""
+        return page.lower() or f"lines {self.start} to {self.end}"
 
     @property
     def indexed(self) -> str:

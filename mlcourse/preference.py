@@ -14,17 +14,22 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from .files import CourseError
+from .instruct import encode_pair
 from .templates import fold_system
 from .train import dataset, plain_attention
 
 # %% auto #0
-__all__ = ['QUESTION', 'CALL', 'WAIT', 'URGENT', 'PreferenceError', 'make_pair', 'on_call_pairs', 'choice_logps', 'answer_logps',
-           'pair_logps', 'dpo_loss', 'lora', 'train_dpo', 'train_grpo']
+__all__ = ['QUESTION', 'CALL', 'WAIT', 'URGENT', 'folded', 'PreferenceError', 'make_pair', 'on_call_pairs', 'choice_logps',
+           'answer_logps', 'pair_logps', 'dpo_loss', 'lora', 'train_dpo', 'train_grpo']
 
 # %% ../nbs/week2/03_preference.ipynb #95bd4299
 QUESTION = "Urgent?"                                        # the system message
 CALL, WAIT = "Call somebody now.", "Wait until morning."    # as many tokens each, for both models
 URGENT = ("disk_full", "out_of_memory", "login_failed")     # what is worth a call
+
+def folded(tok, pair:dict) -> dict:
+    "A pair whose prompt the template takes, with an answer behind it too (Gemma, Mistral)."
+    return pair | dict(prompt=fold_system(tok, pair["prompt"] + pair["chosen"])[:-1])
 
 class PreferenceError(CourseError, ValueError):
     "Pairs that cannot be trained on; the message says why."
@@ -74,13 +79,15 @@ def choice_logps(model, tok,
     def padded(rows, side, fill=0):
         rows = pad_sequence([torch.tensor(r) for r in rows], True, fill, side)
         return rows.to(model.device)
-    asked = [tok.apply_chat_template(fold_system(tok, p), add_generation_prompt=True,
-                                     return_dict=True)["input_ids"] for p in prompts]
+    def cut(prompt, answer):   # ids before the answer, and of it, as the template writes them
+        row = encode_pair(tok, [*prompt, dict(role="assistant", content=answer)])
+        told = [i for i, label in enumerate(row["labels"]) if label != -100]
+        return row["input_ids"][:told[0]], row["input_ids"][told[0]:told[-1] + 1]
+    cuts = [[cut(p, a) for a in some] for p, some in zip(prompts, answers, strict=True)]
     n, found = len(answers[0]), []
-    for i in range(0, len(asked), batch_size):
-        rows = asked[i:i + batch_size]
-        said = [tok(a + tok.eos_token, add_special_tokens=False).input_ids
-                for some in answers[i:i + batch_size] for a in some]
+    for i in range(0, len(cuts), batch_size):
+        rows = [some[0][0] for some in cuts[i:i + batch_size]]
+        said = [answer for some in cuts[i:i + batch_size] for _, answer in some]
         mask, valid = (padded([[1] * len(r) for r in some], side)
                        for some, side in ((rows, "left"), (said, "right")))
         first = model(input_ids=padded(rows, "left", tok.eos_token_id), attention_mask=mask,
@@ -120,8 +127,9 @@ def lora(model, lora_r:int=16, lora_alpha:int=32,
     "A LoRA on all linear layers; on the upper ones alone, backward never enters the lower ones."
     from peft import LoraConfig
     n = model.config.num_hidden_layers
-    layers = list(range(n - top_layers, n)) if top_layers else None
-    names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    layers = list(range(max(0, n - top_layers), n)) if top_layers else None
+    names = {name.rpartition(".")[2] for name, m in model.base_model.named_modules()
+             if isinstance(m, torch.nn.Linear)}   # Phi-3 has qkv_proj, and not q_proj
     return LoraConfig(r=lora_r, lora_alpha=lora_alpha, lora_dropout=0.0, target_modules=names,
                       layers_to_transform=layers, task_type="CAUSAL_LM")
 
@@ -166,7 +174,7 @@ def train_dpo(model, tok,                 # from `mlcourse.llm.load`
                  warmup_steps=2, train_sampling_strategy="sequential",
                  precompute_ref_log_probs=reference is None)   # it does not change: ask it once
     args = DPOConfig(str(output_dir), **(_settings() | usual | settings))
-    pairs = [p | dict(prompt=fold_system(tok, p["prompt"])) for p in pairs]
+    pairs = [folded(tok, p) for p in pairs]
     longest = _check_lengths(tok, pairs, args.max_length)
     rows = dataset(pairs)
     for name in ("ref_chosen_logps", "ref_rejected_logps") if reference else ():

@@ -57,7 +57,7 @@ def load_base(model_name:str,            # a model of the course, the hub's name
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
     from transformers.utils import is_flash_attn_2_available
-    from mlcourse.llm import import_bitsandbytes, quiet_libraries
+    from mlcourse.llm import import_bitsandbytes, plain_kernels, quiet_libraries
     quiet_libraries()
     if load_in_4bit: import_bitsandbytes()
     dtype = torch.bfloat16 if bf16 else torch.float32
@@ -73,8 +73,7 @@ def load_base(model_name:str,            # a model of the course, the hub's name
                   attn_implementation="flash_attention_2" if fast else "sdpa")
     tok = _load(AutoTokenizer, model_name)
     if tok.pad_token is None: tok.pad_token = tok.eos_token
-    for m in model.modules():   # see "A trap on processors" in the lesson
-        if hasattr(m, "support_avx512bf16_for_cpu"): m.support_avx512bf16_for_cpu = False
+    plain_kernels(model)   # see "A trap on processors" in the lesson
     return model, tok
 
 # %% ../nbs/week2/02_qlora.ipynb #59ed777d

@@ -135,7 +135,7 @@ class Answer:
     seconds: float
 
     def __str__(self):
-        sources = [f"[{i}] {c.path}, lines {c.start} to {c.end}" for i, c in self.citations]
+        sources = [f"[{i}] {c.path}, {c.where}" for i, c in self.citations]
         return "\n".join([self.text, *sources, *([f"({self.why})"] if self.refused else [])])
 
 # %% ../nbs/week1/04_rag.ipynb #df630c60

@@ -4,7 +4,7 @@
 
 # %% ../nbs/lib/03_record.ipynb #1ea29673
 from __future__ import annotations
-import math, os, platform, re, subprocess, sys, time
+import json, math, os, platform, re, subprocess, sys, time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -73,20 +73,22 @@ def record(name:str,                    # snake_case, with its unit where it cou
     _session[name] = metric
     data = {**asdict(metric), "ok": metric.ok}
     if not math.isfinite(metric.value): data["value"] = str(metric.value)   # JSON has no NaN
+    if log := os.environ.get("MLCOURSE_METRICS"):   # outputs may be lost on the way to the runner
+        with open(log, "a", encoding="utf-8") as f: f.write(json.dumps(data) + "\n")
     from IPython.display import display
     display({"text/plain": str(metric), MIME: data}, raw=True)
     soft = "MLCOURSE_REHEARSE" in os.environ   # a rehearsal's models are random
     if not metric.ok and not soft: raise TargetMissed(str(metric))
 
 # %% ../nbs/lib/03_record.ipynb #50c14733
-def harvest(nb:dict) -> dict[str,dict]:   # by metric name: value, at_least, at_most, ok
-    "The metrics that the notebook's outputs carry."
-    found = {}
-    for cell in nb["cells"]:
-        for out in cell.get("outputs", []):
-            if m := out.get("data", {}).get(MIME):
-                found[m["name"]] = {k: m[k] for k in ("value", "at_least", "at_most", "ok")}
-    return found
+def harvest(nb:dict, log:str="",   # log: what `record` wrote to `MLCOURSE_METRICS`, a line a metric
+           ) -> dict[str,dict]:    # by metric name: value, at_least, at_most, ok
+    "The metrics that the notebook's outputs carry, and those of the log."
+    outputs = [out for cell in nb["cells"] for out in cell.get("outputs", [])]
+    rows = [m for out in outputs if (m := out.get("data", {}).get(MIME))]
+    for line in log.splitlines():
+        with suppress(ValueError): rows.append(json.loads(line))   # the last one may be cut
+    return {m["name"]: {k: m[k] for k in ("value", "at_least", "at_most", "ok")} for m in rows}
 
 # %% ../nbs/lib/03_record.ipynb #9313931b
 def out_dir(lesson:str) -> Path:   # an existing folder

@@ -18,7 +18,7 @@ from .files import cache_dir, write_json
 from .hub import hub
 
 # %% auto #0
-__all__ = ['HIDDEN', 'Lessons', 'scaled', 'stage', 'cells_run', 'rehearse', 'described', 'main']
+__all__ = ['HIDDEN', 'Lessons', 'Params', 'scaled', 'stage', 'cells_run', 'rehearse', 'described', 'main']
 
 # %% ../nbs/tools/10_rehearse.ipynb #d9dfad5f
 def scaled(lesson:str,   # such as `week2/02_qlora`
@@ -57,18 +57,21 @@ def rehearse(lessons:list[str]|None=None,   # notebooks or folders; weeks and cl
              out:str="",                    # folder for the results; `_run/rehearsal` when empty
              timeout:float=600,             # seconds for one lesson
              console=None,                  # a rich console for the progress
+             params:dict|None=None,         # settings of yours, such as `model`
             ) -> list[dict]:   # a row a lesson: status, seconds, ran, not_run, missed, error
     "Run lessons' `12gb` column on the processor. Raises `UsageError` for what is no notebook."
-    from mlcourse.run import out_path, run_course, select, shown_path
+    from mlcourse.run import out_path, run_course, select, setting_names, shown_path
     folder = Path(out or (find_course() or Path())/"_run"/"rehearsal").resolve()
     weeks = (part for part in reading_order() if part not in MACHINERY)
     asked = lessons or [p for part in weeks for p in (course_root()/"nbs"/part).glob("*.ipynb")]
-    rows = []
+    rows, params = [], params or {}
     with stage(folder):
         for path in select([str(p) for p in asked]):
+            known = set(setting_names(read_notebook(path)))
             name = f"{path.parent.name}/{path.stem}"
             with patch.dict(os.environ, MLCOURSE_REHEARSE=json.dumps(scaled(name))):
-                report = run_course([path], "12gb", folder, timeout=timeout, console=console)
+                report = run_course([path], "12gb", folder, timeout=timeout, console=console,
+                                    params={k: v for k, v in params.items() if k in known})
             row, executed = report["notebooks"][0], out_path(folder, shown_path(path))
             ran, not_run = cells_run(read_notebook(executed)) if executed.exists() else ([], [])
             missed = [metric for metric, m in row["metrics"].items() if not m["ok"]]
@@ -88,12 +91,15 @@ def described(row:dict) -> str:   # a line, or two
     return "\n         ".join(lines)
 
 Lessons = Annotated[Optional[list[str]], typer.Argument()]
+Params = Annotated[Optional[list[str]], typer.Option("-p", metavar="NAME=VALUE")]
 
 @command("rehearse")
 def main(lessons:Lessons=None,   # notebooks or folders; the weeks and the clinic when none is named
          out:str="",             # folder for the results; _run/rehearsal when not given
+         param:Params=None,      # a setting, such as model=PATH; may be repeated
         ) -> int:                # exit code
     "A lesson's 12gb column on the processor, with a hub of thin models."
-    rows = rehearse(lessons, out)
+    from mlcourse.run import parse_params
+    rows = rehearse(lessons, out, params=parse_params(param or []))
     for row in rows: print(described(row))
     return 0 if all(row["status"] == "ok" for row in rows) else 1

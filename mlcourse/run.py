@@ -26,11 +26,11 @@ from .record import (Metric, commit, distributions, harvest, high_water, machine
 from .tier import find_cards, resolve
 
 # %% auto #0
-__all__ = ['ANSI', 'COLOURS', 'TIMEOUT', 'Interrupted', 'parameter_names', 'parse_params', 'mentions', 'data_files', 'inputs',
-           'run_key', 'needs', 'Job', 'kernel_client', 'register_engine', 'kernel_env', 'clean', 'raising_line', 'late',
-           'why_dead', 'execute', 'entry', 'load_report', 'summary', 'is_ok', 'tables', 'report_md', 'print_card',
-           'shown_path', 'select', 'prepare', 'makers_first', 'signals_to', 'sole_run', 'RunBars', 'run_course',
-           'out_path', 'CourseRun', 'lost']
+__all__ = ['MAX_PRINTED', 'ANSI', 'COLOURS', 'TIMEOUT', 'Interrupted', 'parameter_names', 'setting_names', 'parse_params',
+           'mentions', 'data_files', 'inputs', 'run_key', 'needs', 'Job', 'kernel_client', 'register_engine',
+           'kernel_env', 'clean', 'raising_line', 'late', 'why_dead', 'execute', 'entry', 'load_report', 'summary',
+           'is_ok', 'tables', 'report_md', 'print_card', 'shown_path', 'select', 'prepare', 'makers_first',
+           'signals_to', 'sole_run', 'RunBars', 'run_course', 'out_path', 'CourseRun', 'lost']
 
 # %% ../nbs/lib/05_run.ipynb #5100c31f
 class Interrupted(KeyboardInterrupt):
@@ -54,6 +54,13 @@ def parameter_names(nb:dict, name:str="it") -> list[str]:   # in the order of th
     set_here = (s for s in body if isinstance(s, (ast.Assign, ast.AnnAssign)))
     targets = (t for s in set_here for t in getattr(s, "targets", None) or [s.target])
     return [t.id for t in targets if isinstance(t, ast.Name)]
+
+def setting_names(nb:dict) -> list[str]:   # in the order of the table
+    "The settings of a notebook's table: the names that its cells give to `choose`."
+    trees = (code_tree(c["source"]) for c in nb["cells"] if "choose(" in c["source"])
+    calls = (n for tree in trees if tree for n in ast.walk(tree) if isinstance(n, ast.Call))
+    chosen = (c for c in calls if getattr(c.func, "id", "") == "choose")
+    return [k.arg for c in chosen for k in c.keywords if k.arg]
 
 # %% ../nbs/lib/05_run.ipynb #a8880e32
 def parse_params(pairs:list[str]) -> dict[str,Any]:   # numbers, lists, … where a text reads as one
@@ -154,12 +161,14 @@ class Job:
     env: dict = field(default_factory=dict)            # the kernel's environment
     makers: list = field(default_factory=list)         # jobs of this run that leave what it needs
     key: str = ""                    # see `run_key`; known when its turn comes
+    unfit: str = ""                  # why it cannot run at all
     tell: Callable = lambda *event: None               # called with ("cell", job) as cells start
     cell: int | None = None          # index of the cell that runs, in the source
     executed: dict | None = None     # the notebook with its outputs
     peak_rss: int = 0                # bytes, kernel and children
     peak_vram: int | None = None     # bytes that torch reserved on its cards; None without CUDA
     returncode: int | None = None    # of a kernel that died
+    metrics: str = ""                # what `record` wrote, a line each
     last_words: list = field(default_factory=list)     # what the kernel printed outside of cells
     timed_out: bool = False          # the limit was passed
     stopped: bool = False            # the whole run was stopped
@@ -233,6 +242,8 @@ _VRAM = """(lambda cuda: sum(map(cuda.max_memory_reserved, range(cuda.device_cou
            if cuda and cuda.is_initialized() else None
           )(getattr(__import__('sys').modules.get('torch'), 'cuda', None))"""
 
+MAX_PRINTED = 1_000_000   # characters of one cell
+
 @cache
 def register_engine() -> str:   # the engine's name
     "Teach papermill to run a notebook as a `Job`; imports papermill, which takes seconds, once."
@@ -267,6 +278,7 @@ def register_engine() -> str:   # the engine's name
 
         def execute_cell(self, cell, index, **kwargs):
             self.job.cell = self.job.index.get(cell.id, self.job.cell)
+            self.printed = 0
             self.job.tell("cell", self.job)
             try: return super().execute_cell(cell, index, **kwargs)
             finally:
@@ -275,6 +287,13 @@ def register_engine() -> str:   # the engine's name
                 self.job.returncode = process.poll() if process else None
                 if has_card and self.job.returncode is None and cell.cell_type == "code":
                     self.ask_vram()
+
+        def process_message(self, msg, cell, cell_index):
+            if msg["msg_type"] == "stream":
+                before, self.printed = self.printed, self.printed + len(msg["content"]["text"])
+                if before > MAX_PRINTED: return None
+                if self.printed > MAX_PRINTED: msg["content"]["text"] += "\n… and more, not kept.\n"
+            return super().process_message(msg, cell, cell_index)
 
         def ask_vram(self):
             question = self.kc.execute("", silent=True, user_expressions=dict(answer=_VRAM))
@@ -287,21 +306,24 @@ def register_engine() -> str:   # the engine's name
         def execute_managed_notebook(cls, nb_man, kernel_name, job, **kwargs):
             job.executed = nb_man.nb
             folder = Path(tempfile.mkdtemp(prefix="mlc-"))
-            env = {**job.env, "IPYTHONDIR": str(folder/"ipython")}
+            env = dict(job.env, IPYTHONDIR=str(folder/"ipython"),
+                       MLCOURSE_METRICS=str(folder/"metrics"))
+            (folder/"metrics").touch()
             try:
                 with open(folder/"log", "wb") as log:
                     client = Client(nb_man, job, folder)
                     client.execute(env=env, cwd=str(job.path.parent), stdout=log, stderr=log)
             finally:
                 job.last_words = (folder/"log").read_text(errors="replace").split("\n")
+                job.metrics = (folder/"metrics").read_text("utf-8", errors="replace")
                 shutil.rmtree(folder, ignore_errors=True)
 
     papermill_engines.register("mlcourse", JobEngine)
     return "mlcourse"
 
 # %% ../nbs/lib/05_run.ipynb #21e681d8
-_NOT_INHERITED = ("MLCOURSE_TIER", "MLCOURSE_EXERCISES", "MLCOURSE_OUT", "MPLBACKEND",
-                 "JPY_PARENT_PID", "JPY_SESSION_NAME")
+_NOT_INHERITED = ("MLCOURSE_TIER", "MLCOURSE_EXERCISES", "MLCOURSE_OUT", "MLCOURSE_METRICS",
+                 "MPLBACKEND", "JPY_PARENT_PID", "JPY_SESSION_NAME")
 
 def kernel_env(path:Path, tier:str, out:Path, jobs:int=1) -> dict[str,str]:
     "The environment for a notebook's kernel; several kernels share the cores."
@@ -383,7 +405,7 @@ def execute(job:Job) -> dict:   # its entry for the report
     def mib(n): return n and round(n / 2**20, 1)
     return dict(entry(job, status, error), seconds=round(time.monotonic() - start, 2),
                 peak_rss_mb=mib(job.peak_rss or None), peak_vram_mb=mib(job.peak_vram),
-                metrics=harvest(job.executed) if job.executed else {})
+                metrics=harvest(job.executed or dict(cells=[]), job.metrics))
 
 def entry(job:Job, status:str="skipped", error:dict|None=None) -> dict:
     "The report's entry for a notebook that has not run."
@@ -499,17 +521,28 @@ def prepare(paths, tier:str, out:Path, jobs:int, timeout, params:dict) -> list[J
         raise UsageError("A timeout is a number of seconds; 0 means no limit.")
     if "tier" in params:
         raise UsageError("The tier has an option of its own: use --tier instead of -p tier=….")
-    books = [(f, shown_path(f), read_notebook(f)) for f in select(paths)]
+    books, unfit = [], {}
+    for f in select(paths):
+        try: books.append((f, shown_path(f), read_notebook(f)))
+        except UsageError as e: unfit[f] = str(e)
+    if unfit and not books: raise UsageError("\n".join(unfit.values()))
     known = {name: parameter_names(nb, name) for _, name, nb in books}
-    if lost := sorted(set(params).difference(*known.values())):
-        names = ", ".join(sorted(set().union(*known.values()) - {"tier"}))
-        raise UsageError(f"No notebook here has a parameter {', '.join(lost)}. "
+    settings = {name: setting_names(nb) for _, name, nb in books}
+    names = set().union(*known.values(), *settings.values())
+    if lost := sorted(set(params) - names):
+        names = ", ".join(sorted(names - {"tier"}))
+        raise UsageError(f"No notebook here has a parameter or setting {', '.join(lost)}. "
                          f"Known: {names or 'only tier'}.")
     limit = (TIMEOUT[tier] if timeout is None else timeout) or math.inf
     todo = []
     for file, name, nb in books:
         own = {k: v for k, v in {"tier": tier, **params}.items() if k in known[name]}
-        todo.append(Job(file, name, nb, own, limit, kernel_env(file, tier, out, jobs)))
+        env = kernel_env(file, tier, out, jobs)
+        if chosen := {k: v for k, v in params.items() if k in settings[name] and k not in own}:
+            env["MLCOURSE_SETTINGS"] = json.dumps(chosen, default=str)
+        todo.append(Job(file, name, nb, own, limit, env))
+    from nbformat.v4 import new_notebook
+    todo += [Job(f, shown_path(f), new_notebook(), {}, unfit=why) for f, why in unfit.items()]
     return makers_first(todo, out/"outputs")
 
 # %% ../nbs/lib/05_run.ipynb #f05761b1
@@ -644,7 +677,8 @@ class CourseRun:
     def kept(self, job:Job) -> bool:
         "Is it done at the same inputs, and still there? Then its entry is the earlier one."
         outputs = self.out/"outputs"
-        job.key = run_key(job.nb, job.params, self.report["tier"], outputs)
+        params = {**job.params, "settings": job.env.get("MLCOURSE_SETTINGS", "")}
+        job.key = run_key(job.nb, params, self.report["tier"], outputs)
         was = self.before.pop(job.name, {})
         wanted = {need for other in self.todo for need in other.needs if job in other.makers}
         there = [out_path(self.out, job.name)]
@@ -655,6 +689,7 @@ class CourseRun:
         return kept
 
     def missing(self, job:Job) -> str:   # what it waits for in vain, in a sentence
+        if job.unfit: return job.unfit
         for lesson, name in job.needs:
             for maker in job.makers:
                 status = self.results[maker.name]["status"]

@@ -7,7 +7,6 @@ from __future__ import annotations
 import io, json, logging, shutil, time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import numpy as np
@@ -181,17 +180,28 @@ class Store:
         self.key = f"{embedder.key}, windows of {WINDOW}"
         self.folder.mkdir(parents=True, exist_ok=True)
 
+    def _name(self) -> str:
+        "Which generation is current; empty if that cannot be read."
+        try: name = self.current.read_text()
+        except (FileNotFoundError, UnicodeDecodeError): return ""
+        return name if regex.fullmatch(r"gen-\d+", name) else ""
+
     def read(self) -> tuple[list[Chunk], np.ndarray]:   # chunks; float32, shape (windows, dim)
-        "The current generation; empty if there is none that fits this embedder."
+        "The current generation; empty if none fits this embedder, or it is damaged."
         for _ in range(10):
-            if not self.current.exists(): break
-            with suppress(FileNotFoundError):           # a writer has just moved on
-                folder = self.folder/self.current.read_text()
-                key, rows = json.loads((folder/"chunks.json").read_text(encoding="utf-8"))
-                if key != self.key: break
-                vectors = np.load(folder/"vectors.npy", allow_pickle=False)
-                return [Chunk(**r) for r in rows], vectors
+            try: return self._load(self.folder/self._name())
+            except FileNotFoundError:   # a writer has just moved on
+                if not self._name(): break
+            except (OSError, ValueError, TypeError, EOFError): break
         return [], np.zeros((0, self.embedder.dim), np.float32)
+
+    def _load(self, folder) -> tuple[list[Chunk], np.ndarray]:
+        key, rows = json.loads((folder/"chunks.json").read_text(encoding="utf-8"))
+        chunks = [Chunk(**r) for r in rows]
+        vectors = np.load(folder/"vectors.npy", allow_pickle=False)
+        if key != self.key or vectors.shape != (len(all_windows(chunks)), self.embedder.dim):
+            raise ValueError("of another embedder, or damaged")
+        return chunks, vectors
 
     def update(self, notes:str|Path,        # the folder of notes
                timeout:float=600,           # seconds to wait for another writer
@@ -209,7 +219,7 @@ class Store:
                 part = missing[i:i + 256]
                 known |= zip(part, self.embedder.encode(part))
                 progress(i + len(part), len(missing), "embedding")
-            if new != old or not self.current.exists():
+            if new != old or not self._name():
                 rows = np.array([known[w] for w in wanted], np.float32)
                 self._write(new, rows.reshape(-1, self.embedder.dim))
         removed = {c.id for c in old} - {c.id for c in new}
@@ -217,7 +227,7 @@ class Store:
 
     def _write(self, chunks, vectors):
         "Write a generation, make it current, and sweep out those before the last."
-        before = self.current.read_text() if self.current.exists() else ""
+        before = self._name()
         name = f"gen-{int(before.removeprefix('gen-') or 0) + 1:06d}"
         shutil.rmtree(self.folder/name, ignore_errors=True)     # left by a writer that died
         np.save(data := io.BytesIO(), vectors)

@@ -112,8 +112,9 @@ def choose(tier:str,        # the notebook's parameter: `auto` or one of `TIERS`
             raise UsageError(f"{name} has {len(values)} values. A setting has two, tiny and 12gb, "
                              "or a third, 16gb; a tuple as a value stands in a tuple of tuples.")
         table[name] = values if len(values) == 3 else (*values, values[1])
-    small = json.loads(os.environ.get("MLCOURSE_REHEARSE", "{}"))
-    for name in small.keys() & table.keys(): table[name] = (_tuples(small[name]),) * len(TIERS)
+    for variable in ("MLCOURSE_REHEARSE", "MLCOURSE_SETTINGS"):   # the last one has the word
+        given = json.loads(os.environ.get(variable, "{}"))
+        for name in given.keys() & table.keys(): table[name] = (_tuples(given[name]),) * len(TIERS)
     return Settings(resolve(tier), table)
 
 def _tuples(value): return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -15,7 +15,8 @@ import pytest
 import torch
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from mlcourse import gguf as export
+from mlcourse import gguf as ship, gguf_file as export
+from mlcourse.hub import models, thin_model
 
 LLAMA3 = dict(rope_type="llama3", rope_theta=10000.0, factor=8.0, low_freq_factor=1.0,
               high_freq_factor=4.0, original_max_position_embeddings=64)
@@ -24,14 +25,14 @@ CHAT = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<
         "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
 
 
-def byte_tokenizer():
+def byte_tokenizer(add_prefix_space=False):
     "A byte-level BPE without merges: 256 bytes and two special tokens, split as Llama 3 splits."
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     vocab = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     vocab["he"] = 256
     tok = Tokenizer(models.BPE(vocab=vocab, merges=[("h", "e")]))
     split = pre_tokenizers.Split(Regex(export.LLAMA3_SPLIT), "isolated")
-    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space, use_regex=False)
     tok.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
     tok.decoder = decoders.ByteLevel()
     tok.add_special_tokens(["<|im_start|>", "<|im_end|>"])
@@ -181,52 +182,171 @@ def test_merge_and_its_refusals(model, tmp_path, monkeypatch):
     get_peft_model(base(), lora).save_pretrained(tmp_path/"adapter")
     adapted = PeftModel.from_pretrained(base(), tmp_path/"adapter").eval()
     ids = torch.arange(20)[None]
-    merged = export.merge(model, tmp_path/"adapter", tmp_path/"merged", "fp32")
+    merged = ship.merge(model, tmp_path/"adapter", tmp_path/"merged", "fp32")
     with torch.no_grad():
         difference = LlamaForCausalLM.from_pretrained(merged)(ids).logits - adapted(ids).logits
     assert difference.abs().max() < 1e-3
-    with said("no dtype"): export.merge(model, tmp_path/"adapter", tmp_path/"x", "int8")
-    with said("no adapter"): export.merge(model, model, tmp_path/"x")
+    with said("no dtype"): ship.merge(model, tmp_path/"adapter", tmp_path/"x", "int8")
+    with said("no adapter"): ship.merge(model, model, tmp_path/"x")
     with said("Merge it first"): export.export_gguf(tmp_path/"adapter", tmp_path/"x.gguf")
     other = tiny_llama(tmp_path/"other", width=32)
-    with said("cannot be merged"): export.merge(other, tmp_path/"adapter", tmp_path/"x")
+    with said("cannot be merged"): ship.merge(other, tmp_path/"adapter", tmp_path/"x")
     little = SimpleNamespace(available=1000, free=500)
     monkeypatch.setattr("psutil.virtual_memory", lambda: little)
     monkeypatch.setattr("psutil.swap_memory", lambda: little)
     with said("0.0 GB are free, swap included"):
-        export.merge(model, tmp_path/"adapter", tmp_path/"x")
+        ship.merge(model, tmp_path/"adapter", tmp_path/"x")
     assert not (tmp_path/"x").exists()
 
 
 def test_a_modelfile_reads_back(tmp_path):
     (tmp_path/"m.gguf").write_bytes(b"")
-    found = export.read_modelfile(export.modelfile(tmp_path/"m.gguf", byte_tokenizer(), 512, 0.5))
-    assert found["parameter"] == dict(stop="<|im_end|>", num_ctx=512, temperature=0.5)
+    found = ship.read_modelfile(ship.modelfile(tmp_path/"m.gguf", byte_tokenizer(), 512, 0.5))
+    assert found["parameter"] == dict(stop=["<|im_end|>"], num_ctx=512, temperature=0.5)
     assert found["from"] == "./m.gguf"
     (tmp_path/"Modelfile").write_text("FROM ./n.gguf\n")
-    with said("no such file"): export.read_modelfile(tmp_path/"Modelfile")
+    with said("no such file"): ship.read_modelfile(tmp_path/"Modelfile")
     (tmp_path/"Modelfile").write_text("FROM ./m.gguf\nTEMPLAT x\n")
-    with said("no instruction"): export.read_modelfile(tmp_path/"Modelfile")
+    with said("no instruction"): ship.read_modelfile(tmp_path/"Modelfile")
 
 
 def test_a_template_with_a_default_system_message_and_llama3s_form():
     tok = byte_tokenizer()
     tok.chat_template = ("{% if messages[0]['role'] != 'system' %}"
                          "<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}" + CHAT)
-    template, default = export.go_template(tok)
+    template, default = ship.go_template(tok)
     assert default == "Be kind."
     turns = [dict(role=r, content=c) for r, c in (("user", "a"), ("assistant", "b"), ("user", "c"))]
     wanted = tok.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    assert export.render_go(template, [dict(role="system", content=default), *turns]) == wanted
+    assert ship.render_go(template, [dict(role="system", content=default), *turns]) == wanted
     tok.chat_template = "{% for m in messages %}[{{ loop.index }}]{{ m['content'] }}{% endfor %}"
-    with said("by hand"): export.go_template(tok)
+    with said("by hand"): ship.go_template(tok)
 
 
-def test_a_template_that_refuses_a_system_message_is_named():
+def test_a_template_without_a_system_turn_joins_it_to_the_first_question():
     from transformers import AutoTokenizer
-    from mlcourse.hub import thin_model
+    from mlcourse.templates import fold_system
+    tok = AutoTokenizer.from_pretrained(thin_model("google/gemma-7b-it"))
+    turns = [dict(role=r, content=r[0]) for r in ("system", "user", "assistant", "user")]
+    template, _ = ship.go_template(tok)
+    wanted = tok.apply_chat_template(fold_system(tok, turns), tokenize=False,
+                                     add_generation_prompt=True)
+    assert ship.render_go(template, turns) == wanted.removeprefix("<bos>")
+    plain = tok.apply_chat_template(turns[1:], tokenize=False, add_generation_prompt=True)
+    assert ship.render_go(template, turns[1:]) == plain.removeprefix("<bos>")
+
+
+def test_an_answer_ends_with_its_turn_in_ollama_too(tmp_path):
+    "No escapes: Ollama reads what stands between the quotes."
+    from transformers import AutoTokenizer
+    (tmp_path/"m.gguf").write_bytes(b"")
     gemma = AutoTokenizer.from_pretrained(thin_model("google/gemma-7b-it"))
-    with said("refuses a system message"): export.go_template(gemma)
+    written = ship.modelfile(tmp_path/"m.gguf", gemma).read_text()
+    assert 'PARAMETER stop "<eos>"\nPARAMETER stop "<end_of_turn>"\n' in written
+    tok = byte_tokenizer()
+    tok.add_special_tokens(dict(eos_token="<|ü\\n|>"))
+    tok.chat_template = CHAT.replace("<|im_end|>", "<|ü\\\\n|>")
+    assert 'PARAMETER stop "<|ü\\n|>"\n' in ship.modelfile(tmp_path/"m.gguf", tok).read_text()
+    tok.add_special_tokens(dict(eos_token='<|"|>'))
+    tok.chat_template = CHAT.replace("<|im_end|>", '<|"|>')
+    with said("cannot be written"): ship.modelfile(tmp_path/"m.gguf", tok)
+
+
+# ---------------------------------------------------------------- a file that is not the model
+
+def changed(folder: Path, name: str, change) -> Path:
+    "The model with one tensor changed."
+    from safetensors.torch import load_file, save_file
+    weights = load_file(folder/"model.safetensors")
+    weights[name] = change(weights.get(name, weights["model.embed_tokens.weight"]))
+    save_file(weights, folder/"model.safetensors", metadata=dict(format="pt"))
+    return folder
+
+
+@pytest.mark.parametrize("type", export.TYPES)
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.1.mlp.down_proj.weight",
+                                  "model.embed_tokens.weight"])
+def test_values_that_are_no_numbers_are_refused(tmp_path, type, name):
+    bad = float("nan") if type.startswith("q") else float("inf")
+    def spoil(w): return w.flatten().index_fill(0, torch.tensor([5]), bad).view(w.shape)
+    folder = changed(tiny_llama(tmp_path/"m"), name, spoil)
+    with said("no numbers"): export.export_gguf(folder, tmp_path/"x.gguf", type)
+    assert not (tmp_path/"x.gguf").exists()
+
+
+def test_a_head_of_its_own_beside_the_flag_of_a_tied_one(tmp_path):
+    "transformers does not tie two matrices that differ; nor does the file."
+    folder = changed(tiny_llama(tmp_path/"m", tied=True), "lm_head.weight", lambda w: w.flip(0))
+    held = tensors_of(export.export_gguf(folder, tmp_path/"m.gguf", "f32"))
+    used = LlamaForCausalLM.from_pretrained(folder).lm_head.weight.detach().numpy()
+    assert np.array_equal(held["output.weight"].data, used)
+    changed(folder, "lm_head.weight", lambda w: w.flip(0))   # as the embedding again
+    assert "output.weight" not in tensors_of(export.export_gguf(folder, tmp_path/"n.gguf", "f32"))
+
+
+def test_a_gemma_with_a_head_of_its_own_is_refused(tmp_path):
+    folder = shutil.copytree(thin_model("google/gemma-2b-it"), tmp_path/"m")
+    whole = export._open(folder)
+    from safetensors.torch import save_file
+    weights = {name: f.get_tensor(name) for name, f in whole.items()}
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].flip(0)
+    for f in folder.glob("model*"): f.unlink()
+    save_file(weights, folder/"model.safetensors", metadata=dict(format="pt"))
+    with said("head of its own"): export.export_gguf(folder, tmp_path/"x.gguf")
+
+
+def test_adapters_on_a_tied_head_are_refused(tmp_path):
+    from peft import LoraConfig, get_peft_model
+    folder = tiny_llama(tmp_path/"m", tied=True)
+    for i, target in enumerate((["q_proj", "lm_head"], ["embed_tokens"])):
+        lora = LoraConfig(r=2, target_modules=target, init_lora_weights=False)
+        base = LlamaForCausalLM.from_pretrained(folder)
+        get_peft_model(base, lora).save_pretrained(tmp_path/f"a{i}")
+        with said("one matrix for both"): ship.merge(folder, tmp_path/f"a{i}", tmp_path/"x")
+
+
+def test_an_adapter_brings_its_own_template_and_no_tokens_without_rows(tmp_path):
+    from peft import LoraConfig, get_peft_model
+    folder = tiny_llama(tmp_path/"m")
+    lora = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    model = get_peft_model(LlamaForCausalLM.from_pretrained(folder), lora)
+    model.save_pretrained(tmp_path/"a")
+    tok = byte_tokenizer()
+    tok.chat_template = CHAT.replace("user", "human")
+    tok.save_pretrained(tmp_path/"a")
+    merged = ship.merge(folder, tmp_path/"a", tmp_path/"merged")
+    path = export.export_gguf(merged, tmp_path/"m.gguf")
+    written = gguf.GGUFReader(path).fields["tokenizer.chat_template"].contents()
+    assert written == tok.chat_template
+    tok.add_tokens([f"<new-{i}>" for i in range(4)])   # 259 tokens were there, and 260 rows
+    tok.save_pretrained(tmp_path/"a")
+    with said("tokens beyond the model's 260"): ship.merge(folder, tmp_path/"a", tmp_path/"x")
+
+
+def test_other_safetensors_in_the_folder_are_not_read(tmp_path):
+    from safetensors.torch import save_file
+    folder = tiny_llama(tmp_path/"m")
+    plain = export.export_gguf(folder, tmp_path/"a.gguf").read_bytes()
+    save_file({"model.norm.weight": torch.zeros(64)}, folder/"consolidated.safetensors")
+    save_file({"model.extra": torch.zeros(4)}, folder/"adapter_model.safetensors")
+    assert export.export_gguf(folder, tmp_path/"b.gguf").read_bytes() == plain
+
+
+@pytest.mark.parametrize("what", ["cut", "pointer"])
+def test_weights_that_are_no_weights_get_a_sentence(tmp_path, what):
+    folder = tiny_llama(tmp_path/"m")
+    file = folder/"model.safetensors"
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    file.write_bytes(pointer if what == "pointer" else file.read_bytes()[:-100])
+    with said("no whole safetensors"): export.export_gguf(folder, tmp_path/"x.gguf")
+
+
+def test_tokenizers_that_llama_cpp_cannot_have(tmp_path):
+    folder = tiny_llama(tmp_path/"m")
+    byte_tokenizer(add_prefix_space=True).save_pretrained(folder)
+    with said("space before every text"): export.export_gguf(folder, tmp_path/"x.gguf")
+    with pytest.warns(UserWarning, match="cut some texts otherwise"):
+        export.export_gguf(folder, tmp_path/"x.gguf", exact=False)
 
 
 # ---------------------------------------------------------------- llama.cpp and processes
@@ -239,8 +359,8 @@ def test_llama_cpp_agrees_at_every_position(tmp_path, rope):
     folder = tiny_llama(tmp_path/"m", rope=rope)
     path = export.export_gguf(folder, tmp_path/"m.gguf", "f32")
     ids = np.random.default_rng(0).integers(0, 256, 150).tolist()
-    ours = export.reference_logprobs(LlamaForCausalLM.from_pretrained(folder), ids)
-    with llama_cpp(path, 256, 0) as engine: theirs = export.next_logprobs(engine, ids)
+    ours = ship.reference_logprobs(LlamaForCausalLM.from_pretrained(folder), ids)
+    with llama_cpp(path, 256, 0) as engine: theirs = ship.next_logprobs(engine, ids)
     assert np.abs(np.array(ours) - np.array(theirs)).max() < 0.05
 
 
@@ -252,7 +372,7 @@ def test_the_tokenizer_travels(model, tmp_path):
              "<|im_start|>user\nhe<|im_end|>", ""]
     with llama_cpp(export.export_gguf(model, tmp_path/"m.gguf", "f16"), 256, 0) as engine:
         for text in texts:
-            assert export.tokenize(engine, text) == tok(text, add_special_tokens=False).input_ids
+            assert ship.tokenize(engine, text) == tok(text, add_special_tokens=False).input_ids
 
 
 @pytest.mark.slow
@@ -282,3 +402,46 @@ def test_errors_of_the_command_are_sentences(tmp_path):
                               capture_output=True, text=True, timeout=120)
         assert done.returncode == code and word in done.stderr.lower(), done.stderr
         assert "Traceback" not in done.stderr
+
+
+# ---------------------------------------------------------------- every architecture
+
+CHAT_MODELS = [name for name, row in models().items() if "template" in row]
+READ_BY_TRANSFORMERS = [n for n in CHAT_MODELS if "gemma" not in n]   # its reader has no Gemma 1
+
+
+def asked(tok, text):
+    return tok.apply_chat_template([dict(role="user", content=text)], tokenize=False,
+                                   add_generation_prompt=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHAT_MODELS)
+def test_llama_cpp_reads_every_model_as_transformers_does(tmp_path, name):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from mlcourse.llm import llama_cpp
+    folder = thin_model(name)
+    tok = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    texts = ["It's 12345 o'clock, isn't it?", "  two  spaces\n\n\ttabs\r\n", "f(x):\n    x**2",
+             "Grüße, 東京, Привет, 🙂", "host=tardis sshd: <table> \n\n\n x", " "]
+    with llama_cpp(export.export_gguf(folder, tmp_path/"m.gguf", "f32"), 256, 0) as engine:
+        for text in map(lambda t: asked(tok, t), texts):
+            assert ship.tokenize(engine, text) == tok(text, add_special_tokens=False).input_ids
+        ids = tok(asked(tok, "Grüße at 12:30"), add_special_tokens=False).input_ids[:48]
+        ours, theirs = (np.array(f(m, ids)) for f, m in
+                        ((ship.reference_logprobs, model), (ship.next_logprobs, engine)))
+    assert np.abs(ours - theirs).max() < 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", READ_BY_TRANSFORMERS)
+def test_transformers_own_reader_finds_the_same_model(tmp_path, name):
+    from transformers import AutoModelForCausalLM, GgufConfig
+    folder, ids = thin_model(name), torch.arange(40, 70)[None]
+    export.export_gguf(folder, tmp_path/"m.gguf", "f32")
+    read = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf", dtype=torch.float32,
+                                                quantization_config=GgufConfig(dequantize=True))
+    wanted = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad(): difference = read(ids).logits - wanted(ids).logits
+    assert difference.abs().max() < 1e-3

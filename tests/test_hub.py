@@ -301,3 +301,35 @@ def test_a_row_can_be_made_by_a_function(client, tmp_path, monkeypatch):
     program = "from huggingface_hub import hf_hub_download as g; print('path', g('a/b', 'yolo.pt'))"
     with hub([], more={"a/b": tmp_path}) as h: path = Path(got(client(h, program)))
     assert path.read_bytes() == b"weights"
+
+
+MULTILINGUAL = """
+from mlcourse.assets import fetch
+from mlcourse.rerank import CrossEncoderReranker
+from mlcourse.search import Embedder
+embedder = Embedder("bge-m3")
+assert embedder.knows("猫坐在石头上") and embedder.encode(["猫坐在石头上", "a cat"]).shape[0] == 2
+assert len(CrossEncoderReranker("bge-reranker-v2-m3").scores("谁修好了灯？", ["伊娃", "Eva"])) == 2
+print("path", fetch("bge-m3"))
+"""
+
+def test_the_multilingual_choices_by_one_word(client, built, tmp_path):
+    "bge-m3 has its weights in a pickle alone: it is fetched, and tensors are read of it."
+    import shutil, torch
+    from safetensors.torch import load_file
+    folder = shutil.copytree(built["BAAI/bge-m3"], tmp_path / "m3")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with hub(["BAAI/bge-reranker-v2-m3"], more={"BAAI/bge-m3": folder}) as h:
+        path = Path(got(client(h, MULTILINGUAL)))
+    assert (path / "pytorch_model.bin").is_file() and not list(path.glob("*.safetensors"))
+
+
+def test_a_model_that_the_course_does_not_know(client, built):
+    "By its name on the hub; a name that is not there gets a sentence."
+    program = FETCH.replace('fetch("llama-3.1-8b-instruct")', 'model_path("{}")').replace(
+        "import AssetError, fetch", "import AssetError\nfrom mlcourse.llm import model_path")
+    with hub([], more={"somebody/gemma-of-mine": built["google/gemma-2b-it"]}) as h:
+        path = Path(got(client(h, program.format("somebody/gemma-of-mine"))))
+        got(client(h, program.format("somebody/else")), "The hub has no model somebody/else")
+    assert wanted(path) == wanted(built["google/gemma-2b-it"])

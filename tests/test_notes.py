@@ -1,11 +1,15 @@
 """Reading and cutting: links, any bytes, any text."""
 import json
 import os
+import random
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings, strategies as st
 from mlcourse.notes import chunk_file, decode, ingest, length, read_folder
+from mlcourse.search import Store
+from test_search import Letters
 
 
 def test_links_do_not_leave_the_folder(tmp_path):
@@ -78,3 +82,95 @@ def test_many_lines_of_output_are_no_delay():
     chunks = chunk_file(json.dumps(dict(cells=cells), indent=1), "a.ipynb", 800)
     spans = [(c.start, c.end) for c in chunks]
     assert spans == sorted(spans) and spans[0][0] < 10 and spans[-1][1] < 2_020
+
+
+def make_pdf(path, pages):
+    from reportlab.pdfbase import pdfmetrics
+    from reportlab.pdfbase.cidfonts import UnicodeCIDFont
+    from reportlab.pdfgen.canvas import Canvas
+    pdfmetrics.registerFont(UnicodeCIDFont("STSong-Light"))
+    pdf = Canvas(str(path))
+    for page in pages:
+        pdf.setFont("STSong-Light", 12)
+        for i, line in enumerate(page.split("\n")): pdf.drawString(72, 760 - 16 * i, line)
+        pdf.showPage()
+    pdf.save()
+
+
+def test_documents_are_notes(tmp_path):
+    from docx import Document
+    make_pdf(tmp_path / "report.pdf", ["The mill.\n# of sails: five.", "灯塔高三十一米。"])
+    make_pdf(tmp_path / "scan.pdf", [""])
+    (tmp_path / "cut.pdf").write_bytes((tmp_path / "report.pdf").read_bytes()[:200])
+    (tmp_path / "page.html").write_text(
+        "<html><style>p {}</style><h1>Boats</h1><p>The ferry is <b>blue</b>.</p>"
+        "<img src='data:image/png;base64,iVBORw0KGgo'><script>alert(1)</script></html>")
+    word = Document()
+    word.add_heading("Bread", 1)
+    word.add_paragraph("The oven is at 240 degrees.")
+    word.save(tmp_path / "recipe.docx")
+    (tmp_path / "cut.docx").write_bytes((tmp_path / "recipe.docx").read_bytes()[:9_000])
+    texts, left_out = read_folder(tmp_path)
+    assert set(texts) == {"report.pdf", "page.html", "recipe.docx"}, left_out
+    assert left_out.keys() == {"scan.pdf", "cut.pdf", "cut.docx"} and "scan" in left_out["scan.pdf"]
+    chunks = ingest(tmp_path)
+    found = {c.path: c for c in chunks}
+    cited = [(c.where, "灯塔高三十一米" in c.text) for c in chunks if c.path == "report.pdf"]
+    assert cited == [("page 1", False), ("page 2", True)]
+    assert found["page.html"].heading == "Boats" and "ferry is **blue**" in found["page.html"].text
+    assert found["recipe.docx"].heading == "Bread" and "240" in found["recipe.docx"].text
+    said = "".join(texts.values())
+    assert "iVBOR" not in said and "alert" not in said
+
+
+@pytest.mark.parametrize("name", ["a.pdf", "a.docx"])
+def test_without_the_libraries_the_command_is_named(name, tmp_path, monkeypatch):
+    for module in ("pypdf", "markitdown"): monkeypatch.setitem(sys.modules, module, None)
+    (tmp_path / name).write_text("something")
+    assert "mlcourse[documents]" in read_folder(tmp_path)[1][name]
+
+
+SEEDS = {"a.md": "# A\n\nText, 文字, текст.\n\n| a |\n|---|\n\n```py\nx = 1\n```\n".encode(),
+         "b.py": b'import os\n\nclass A:\n    "Says."\n    def f(self): return {1: [2]}\n',
+         "c.txt": "Übung macht den Meister.\r\nZeile.\f\u2028".encode("utf-16"),
+         "d.ipynb": json.dumps(dict(nbformat=4, cells=[
+             dict(cell_type="markdown", source=["# B\n", "Prose \U0001f600."], metadata={}),
+             dict(cell_type="code", source="1 + 1", outputs=[])])).encode(),
+         "e.toml": b'[a]\nb = "c"\n', "日记.md": "今天下雨。".encode("gb18030"),
+         "old.ipynb": OLD.encode()}
+
+
+def mutated(r, raw: bytes) -> bytes:
+    "Bytes changed, cut, doubled, or others put among them."
+    raw = bytearray(raw)
+    for _ in range(r.randrange(1, 6)):
+        at = r.randrange(len(raw) + 1)
+        match r.randrange(5):
+            case 0: raw[at:at + 1] = bytes([r.randrange(256)])
+            case 1: del raw[at:at + r.randrange(30)]
+            case 2: raw[at:at] = raw[:at][-40:] * r.randrange(4)
+            case 3: raw[at:at] = r.choice([b"\xff", b"\\ud83d", b"null", b"```", b"\r", b"---\n",
+                                           b"# ", b"[[", b"\x00", b'"""', "，".encode(), b"<|x|>"])
+            case 4: raw[at:] = b""
+    return bytes(raw)
+
+
+@pytest.mark.slow
+def test_five_hundred_damaged_folders_lose_no_good_note(tmp_path):
+    r, retained = random.Random(1), 0
+    for case in range(500):
+        notes = tmp_path / str(case)
+        notes.mkdir()
+        for name in r.sample(list(SEEDS), 4): (notes / name).write_bytes(mutated(r, SEEDS[name]))
+        (notes / "good.md").write_text(f"# Good\n\nNumber {case} is fine.")
+        texts, left_out = read_folder(notes)
+        assert len(texts) + len([n for n in left_out if n not in texts]) == 5
+        store = Store(tmp_path / "store", Letters(), 60)
+        store.update(notes)
+        chunks, vectors = store.read()
+        assert f"# Good\n\nNumber {case} is fine." in [c.text for c in chunks]
+        for c in chunks:
+            lines = texts[c.path].count("\n") + 1
+            assert 1 <= c.start <= c.end <= lines and c.indexed.encode()
+        retained += len({c.path for c in chunks})
+    assert retained > 1500   # most damaged notes are read all the same

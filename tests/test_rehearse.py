@@ -53,7 +53,7 @@ MADE = [   # cells of a lesson
     "cfg = choose(tier, steps=(1, 1000), sizes=((1,), (2, 3)),\n"
     "             model=('minilm-l6-v2', 'bge-small-en-v1.5'))",
     "assert (fetch(cfg.model)/'model.safetensors').stat().st_size < 2e6",
-    "assert cfg.steps == 7 and cfg.sizes == (2, 3)",
+    "assert cfg.steps == 7 and cfg.sizes == (4, 5)",   # of the table, and of the caller
     "record('right', 0.0, at_least=1)",
     "raise ValueError('no pad token')",
     "never = 1"]
@@ -67,7 +67,7 @@ def test_a_lesson_of_our_own(tmp_path, monkeypatch):
     cells = [new_code_cell(s, metadata=dict(tags=t)) for s, t in zip(MADE, tags)]
     lesson.write_text(json.dumps(new_notebook(cells=cells)))
     monkeypatch.setattr(rehearse, "scaled", {"week9/01_made": dict(steps=7)}.__getitem__)
-    row = rehearse.rehearse([str(lesson)], str(tmp_path / "out"))[0]
+    row = rehearse.rehearse([str(lesson)], str(tmp_path / "out"), params=dict(sizes=(4, 5)))[0]
     assert (row["status"], row["missed"], row["not_run"]) == ("failed", ["right"], [7]), row
     assert row["error"]["cell"] == 6 and "no pad token" in row["error"]["message"]
     assert json.loads((tmp_path / "out" / "rehearsal.json").read_text()) == [row]
@@ -180,6 +180,25 @@ def test_every_model_runs_with_its_blocks_on_disk(name, precision, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("precision", ["nf4", "int8"])
+@pytest.mark.parametrize("name", CHAT)
+def test_every_model_runs_by_an_explicit_map(name, precision, tmp_path):
+    "Packed blocks on the first device, the rest in 16 bits on disk; twice."
+    from mlcourse.llm import encode, generate, load, spread_layers
+    from transformers import AutoConfig
+    folder = str(thin_model(name))
+    config = AutoConfig.from_pretrained(folder)
+    def split(kb):   # do blocks lie in both places?
+        places = spread_layers(config, precision, {"cpu": f"{kb}KB"})
+        return {"cpu", "disk"} <= {v for k, v in places.items() if ".layers." in k}
+    room = next(kb for kb in range(50, 5000, 10) if split(kb))
+    model, tok = load(folder, precision, {"cpu": f"{room}KB"}, tmp_path)
+    ids = encode(tok, "What is 7 times 8?")
+    first, second = (list(generate(model, ids, 4)) for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("system", [False, True], ids=["plain", "system"])
 @pytest.mark.parametrize("name", CHAT)
 def test_every_template_shows_where_the_answer_is(name, system):
@@ -215,3 +234,61 @@ def test_every_model_trains_two_steps(name, tmp_path):
     result = train(flags)
     assert len(result.losses) == 2 and result.dev_after < result.dev_before
     assert (result.adapter / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHAT)
+def test_every_model_learns_a_preference(name, tmp_path):
+    "Its own end of a turn counts; a system message stays where the template can take it."
+    from mlcourse.llm import load
+    from mlcourse.preference import make_pair, pair_logps, train_dpo
+    model, tok = load(str(thin_model(name)), "nf4")
+    pairs = [make_pair([TASK, TALK[0]], "56", "It is 57."), make_pair([TASK, TALK[0]], "56.", "5")]
+    before = pair_logps(model, tok, pairs)
+    trainer = train_dpo(model, tok, pairs, tmp_path, lora_r=4, max_steps=4, learning_rate=5e-3,
+                        gradient_accumulation_steps=1)
+    moved = pair_logps(trainer.model.eval(), tok, pairs) - before
+    assert moved[:, 0].mean() > moved[:, 1].mean()
+
+
+ODD = {   # shapes that no block of 32 or 64 divides
+    "meta-llama/Llama-3.1-8B-Instruct": dict(
+        hidden_size=80, num_attention_heads=10, num_key_value_heads=2, head_dim=8,
+        intermediate_size=224, num_hidden_layers=3),
+    "google/gemma-7b-it": dict(hidden_size=96, head_dim=40, intermediate_size=72,
+                               num_hidden_layers=3)}
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ODD)
+def test_a_look_alike_goes_all_the_way(name, tmp_path):
+    "Another shape, in shards, its template beside the configuration: trained, merged, shipped."
+    import numpy as np
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from mlcourse.gguf import merge, next_logprobs, reference_logprobs, tokenize
+    from mlcourse.gguf_file import export_gguf
+    from mlcourse.llm import encode, generate, llama_cpp, load
+    from mlcourse.qlora import Flags, train
+    config = AutoConfig.from_pretrained(thin_model(name))
+    for key, value in ODD[name].items(): setattr(config, key, value)
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "base", max_shard_size="100KB")
+    tok = AutoTokenizer.from_pretrained(thin_model(name))
+    tok.save_pretrained(tmp_path / "base")
+    assert (tmp_path / "base" / "chat_template.jinja").is_file()
+    assert len(list((tmp_path / "base").glob("*.safetensors"))) > 1
+    for precision in ("nf4", "int8"):
+        packed, _ = load(str(tmp_path / "base"), precision)
+        assert len(list(generate(packed, encode(tok, TALK[0]["content"]), 3))) == 3
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("\n".join([json.dumps(dict(messages=[TASK, *TALK]))] * 4))
+    flags = Flags(str(tmp_path / "base"), str(data), str(tmp_path / "lora"), load_in_4bit=True,
+                  bf16=True, lora_r=4, max_seq_length=256, max_steps=2, gradient_checkpointing=True)
+    merged = merge(tmp_path / "base", train(flags).adapter, tmp_path / "merged", "fp32")
+    exact = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32).eval()
+    ids = encode(tok, [TASK, TALK[0]])[0].tolist()
+    with llama_cpp(export_gguf(merged, tmp_path / "m.gguf", "f32"), 256, 0) as engine:
+        assert tokenize(engine, tok.decode(ids)) == ids
+        theirs = next_logprobs(engine, ids, start=len(ids) - 8)
+    assert np.abs(np.array(reference_logprobs(exact, ids)[-8:]) - theirs).max() < 0.01

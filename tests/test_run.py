@@ -148,6 +148,44 @@ def test_timeout_kills_the_group_while_another_goes_on(tmp_path, run):
 
 
 @pytest.mark.slow
+def test_one_notebook_that_cannot_be_read_does_not_stop_the_others(tmp_path, run):
+    "As programs and power cuts leave them: completed where that can be done, else named."
+    write(tmp_path, "nb/01_good", "1 + 1")
+    odd = json.loads((tmp_path / "nb/01_good.ipynb").read_text())
+    params, code = odd["cells"]
+    makes = dict(no_metadata=[params, dict(cell_type="markdown", source="x"), code],
+                 null_tags=[params, {**code, "metadata": dict(tags=None)}],
+                 null_metadata=[params, {**code, "metadata": None}],
+                 no_source=[params, dict(cell_type="code", metadata={})],
+                 no_type=[params, dict(source="1", metadata={})])
+    for name, cells in makes.items():
+        (tmp_path / f"nb/02_{name}.ipynb").write_text(json.dumps({**odd, "cells": cells}))
+    (tmp_path / "nb/03_cut.ipynb").write_text('{"cells": [')
+    (tmp_path / "nb/04_empty.ipynb").write_text("")
+    code, out, err = run("nb", "--out", "out")
+    rows = {Path(r["path"]).stem: r for r in report(tmp_path / "out")["notebooks"]}
+    bad = {name for name, r in rows.items() if r["status"] != "ok"}
+    assert (code, bad) == (1, {"02_no_type", "03_cut", "04_empty"}), out + err
+    assert all("not a notebook that can be read" in rows[n]["error"]["message"] for n in bad)
+    assert run("nb/03_cut.ipynb", "--out", "out")[0] == 2
+
+
+@pytest.mark.slow
+def test_a_flood_of_output_loses_no_metric(tmp_path, run):
+    "Messages of a kernel that prints fast are dropped; what was recorded is not."
+    write(tmp_path, "nb/01_flood", "import sys\nfrom mlcourse.record import record",
+          "for i in range(200_000):\n    print(f'{i} ' * 20)\n"
+          "    if i % 10 == 0: sys.stdout.flush()\n"
+          "    if i % 20_000 == 0: record(f'at_{i}', i, at_least=0)\nimport time; time.sleep(2)",
+          "record('last', 1)")
+    code, out, err = run("nb", "--out", "out")
+    row = report(tmp_path / "out")["notebooks"][0]
+    assert (code, row["status"], len(row["metrics"])) == (0, "ok", 11), out + err
+    assert row["metrics"]["at_180000"]["ok"]
+    assert (tmp_path / "out/nb/01_flood.ipynb").stat().st_size < 2e6
+
+
+@pytest.mark.slow
 def test_kernel_is_ours_and_clean(tmp_path, run):
     "The running Python whatever kernels there are, its own environment, and nothing left behind."
     spec = tmp_path / "share/kernels/python3/kernel.json"
@@ -187,7 +225,8 @@ pathlib.Path('server').write_text(str(p.pid))"""
 @pytest.mark.parametrize("args, says", [
     (["bare.ipynb"], "bare.ipynb has no cell tagged `parameters`"),
     (["good.ipynb", "bare.ipynb"], "bare.ipynb has no cell tagged `parameters`"),
-    (["good.ipynb", "-p", "setps=3"], "No notebook here has a parameter setps. Known: steps."),
+    (["good.ipynb", "-p", "setps=3"],
+     "No notebook here has a parameter or setting setps. Known: steps."),
     (["good.ipynb", "nowhere"], "There is nothing at nowhere."),
     (["good.ipynb", "--tier", "8gb"], "There is no tier '8gb'."),
     (["good.ipynb", "--out", "text.txt/out"], "text.txt/out cannot be written"),

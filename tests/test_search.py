@@ -1,5 +1,5 @@
 """The store of mlcourse.search around real processes: killed in the middle, two writers at once."""
-import os, signal, subprocess, sys
+import os, shutil, signal, subprocess, sys
 from pathlib import Path
 
 import numpy as np
@@ -128,3 +128,29 @@ def test_another_embedder_starts_afresh(tmp_path, notes):
 def test_a_folder_that_is_not_there(tmp_path):
     store = Store(tmp_path / "store", Letters())
     with pytest.raises(NotesError, match="There is no folder"): store.update(tmp_path / "nowhere")
+
+
+def shorten(path): path.write_bytes(path.read_bytes()[:-9])
+
+DAMAGE = {"a cut array": lambda s, gen: shorten(gen / "vectors.npy"),
+          "an empty list": lambda s, gen: (gen / "chunks.json").write_text(""),
+          "another list": lambda s, gen: (gen / "chunks.json").write_text("{}"),
+          "bytes": lambda s, gen: (gen / "chunks.json").write_bytes(b"\xff\x00"),
+          "no vectors": lambda s, gen: np.save(gen / "vectors.npy", np.zeros((0, 26), np.float32)),
+          "an empty name": lambda s, gen: s.current.write_text(""),
+          "a name from elsewhere": lambda s, gen: s.current.write_text("../../tmp"),
+          "a name in bytes": lambda s, gen: s.current.write_bytes(b"\xff\xfe"),
+          "a lost folder": lambda s, gen: shutil.rmtree(gen)}
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_a_damaged_store_is_made_anew(what, tmp_path):
+    "As a power cut leaves it, or a full disk."
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/a.md").write_text("# A\n\nHello.")
+    store = Store(tmp_path / "store", Letters())
+    store.update(tmp_path / "notes")
+    DAMAGE[what](store, store.folder / store.current.read_text())
+    assert store.read()[0] == []
+    store.update(tmp_path / "notes")
+    chunks, vectors = store.read()
+    assert [c.text for c in chunks] == ["# A\n\nHello."] and vectors.shape == (1, 26)
