@@ -19,8 +19,7 @@ weeks = {k.removesuffix("_requirements"): requirements(k) for k in cfg
          if k.startswith("week") and k.endswith("_requirements")}
 extras = {**weeks, "all": sorted({r for rs in weeks.values() for r in rs}),
           "documents": requirements("documents_requirements"),
-          "zero": requirements("zero_requirements"),
-          "dev": requirements("dev_requirements")}
+          "dev": requirements("dev_requirements"), "zero": requirements("zero_requirements")}
 
 setup(
     version=cfg["version"],

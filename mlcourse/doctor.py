@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from .assets import disk_needed, http_client
 from .course import command, find_course
+from .engines import find_engine
 from .files import CourseError, cache_dir
 from .tier import MIN_MIB, WSL_SMI, Card, Choice, find_cards, resolve
 
@@ -18,8 +19,8 @@ __all__ = ['MARK', 'WITNESSES', 'PROGRAMS', 'CHECKS', 'INSTALL', 'WRITTEN_GB', '
            'testify', 'ask_torch', 'ask_driver', 'ask_hub', 'Facts', 'free_gib', 'disk_folders', 'nvidia_on_bus',
            'probe', 'Finding', 'check', 'judge', 'check_python', 'check_system', 'check_memory', 'check_disk', 'major',
            'check_driver', 'check_card', 'check_capability', 'check_torch', 'check_cuda', 'check_bitsandbytes',
-           'check_attention', 'check_llama_cpp', 'check_build_tools', 'check_hub', 'check_programs', 'Model', 'model',
-           'need_gib', 'fits', 'usable_tier', 'report', 'render', 'main']
+           'check_attention', 'check_llama_cpp', 'check_build_tools', 'check_hub', 'check_programs', 'check_ollama',
+           'Model', 'model', 'need_gib', 'fits', 'usable_tier', 'report', 'render', 'main']
 
 # %% ../nbs/week1/01_environment.ipynb #d731bbc8
 @dataclass(frozen=True)
@@ -196,6 +197,7 @@ class Facts:
         endpoint="https://huggingface.co", state="reachable"))
     programs: tuple[str, ...] = ("make", "gcc")    # of those that some lessons can use
     headers: bool = True                           # Python's, for what is compiled
+    ollama: str = ""                               # what is known of it, in a sentence
 
     @property
     def wsl(self) -> bool: return "microsoft" in self.kernel.lower()
@@ -237,6 +239,7 @@ def probe(timeout:float=120,  # seconds that torch and bitsandbytes get to answe
     import psutil
     driver = later(ask_driver, dict(smi="nvidia-smi", smi_error="gave no answer"))
     hub = later(ask_hub, dict(endpoint="the hub", state="no answer"))
+    ollama = later(lambda: str(find_engine("Ollama")), "")
     said, gpu, memory = ask_torch(timeout), driver(30), psutil.virtual_memory()
     cores = os.cpu_count()
     if hasattr(os, "sched_getaffinity"): cores = len(os.sched_getaffinity(0))
@@ -245,7 +248,8 @@ def probe(timeout:float=120,  # seconds that torch and bitsandbytes get to answe
                  disks={str(d): free_gib(d) for d in disk_folders()}, **gpu, **said,
                  nvidia_on_bus=nvidia_on_bus(), visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
                  programs=tuple(filter(shutil.which, PROGRAMS)), hub=hub(5),
-                 headers=(Path(sysconfig.get_paths()["include"])/"Python.h").is_file())
+                 headers=(Path(sysconfig.get_paths()["include"])/"Python.h").is_file(),
+                 ollama=ollama(5))
 
 # %% ../nbs/week1/01_environment.ipynb #f749b106
 @dataclass(frozen=True)
@@ -476,8 +480,13 @@ def check_hub(f:Facts) -> Finding:
 @check
 def check_programs(f:Facts) -> Finding:
     "Programs that some lessons can use."
-    found = " and ".join(n for n in ("ollama", "ffmpeg") if n in f.programs) or "none"
-    return Finding("optional programs", "ok", f"{found} found; ollama and ffmpeg are optional")
+    found = "found" if "ffmpeg" in f.programs else "not found"
+    return Finding("optional programs", "ok", f"ffmpeg {found}; it is optional")
+
+@check
+def check_ollama(f:Facts) -> Finding | None:
+    "Does Ollama run here, and with which models?"
+    return Finding("Ollama", "ok", f.ollama) if f.ollama else None
 
 # %% ../nbs/week1/01_environment.ipynb #c7861b5b
 @dataclass(frozen=True)
@@ -500,6 +509,7 @@ MODELS = [
     model("Mistral-7B", 7.25e9, 32768, 4096, False, 32, 8, 128),
     model("Qwen2.5-7B", 7.62e9, 152064, 3584, False, 28, 4, 128),
     model("Llama-3.1-8B", 8.03e9, 128256, 4096, False, 32, 8, 128),
+    model("Gemma-7B", 8.54e9, 256000, 3072, True, 28, 16, 256),
     model("Llama-2-13B", 13.02e9, 32000, 5120, False, 40, 40, 128),
 ]
 

@@ -263,7 +263,8 @@ def test_a_packed_example_does_not_see_its_neighbour(attention, small):
     import torch
     model, tok = load_base(str(small/"model"), load_in_4bit=False, bf16=False)
     model.set_attn_implementation(attention)
-    a, b = (tok(t, return_tensors="pt").input_ids for t in ("The first one.", "A second, longer"))
+    said = "The first one.", "The second, longer."
+    a, b = (tok(t, return_tensors="pt").input_ids for t in said)
     packed, n = torch.cat([a, b], 1), a.shape[1]
     positions = torch.cat([torch.arange(n), torch.arange(b.shape[1])])[None]
     with torch.inference_mode():
