@@ -291,10 +291,10 @@ class RunPlan:
     sequences: int        # in a step, over all processes
     tokens: int           # read in the whole run, padding not counted
     learned: float        # share of them that carries the loss
-    packed: int = 0       # sequences that hold the pairs; 0 where each has one of its own
     memory: str = ""      # the planner's verdict, or an estimate where there is no card
     fits: bool = True     # on the card
     remedies: list[str] = field(default_factory=list)   # what helps where it does not fit
+    packed: int = 0       # sequences that hold the pairs; 0 where each has one of its own
 
     def __str__(self):
         cut = f", {self.cut} of them cut" if self.cut else ""

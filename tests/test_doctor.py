@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -224,3 +225,42 @@ def test_the_front_page_and_the_doctor_agree_on_the_disk():
     from mlcourse.doctor import WRITTEN_GB
     said = int(re.search(r"some (\d+) GB more", (ROOT / "README.md").read_text("utf-8"))[1])
     assert abs(said - disk_needed() / 1e9 - WRITTEN_GB) < 5
+
+
+# ---------------------------------------------------------------- the build with CUDA
+
+@pytest.fixture
+def make_gpu(tmp_path):
+    "`make gpu` in a folder that is set up, with a uv that writes down what it is told."
+    def run(code):
+        (tmp_path/"Makefile").write_text((ROOT/"Makefile").read_text(encoding="utf-8"))
+        for name in ("uv.lock", "pyproject.toml", "settings.ini", "setup.py"):
+            (tmp_path/name).touch()
+        uv = f'[ "$1" = --version ] && echo "uv 99.0.0" && exit; echo "$@" >> told; exit {code}'
+        python = f'PYTHONPATH="{ROOT}" exec "{sys.executable}" "$@"'
+        for path, line in {"bin/uv": uv, ".venv/bin/python": python}.items():
+            (tmp_path/path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path/path).write_text(f"#!/bin/sh\n{line}\n")
+            (tmp_path/path).chmod(0o755)
+        (tmp_path/".venv/.mlcourse-synced").write_text(f"{tmp_path.resolve()}\n")
+        env = {"PATH": f"{tmp_path/'bin'}:{os.environ['PATH']}", "CI": "1", "HOME": str(tmp_path)}
+        done = subprocess.run(["make", "gpu"], cwd=tmp_path, env=env, capture_output=True,
+                              text=True)
+        return done, (tmp_path/"told").read_text().splitlines()
+    return run
+
+
+def test_make_gpu_asks_for_the_same_version_built_for_cuda(make_gpu):
+    "And says which devices llama.cpp sees with it."
+    done, told = make_gpu(0)
+    assert done.returncode == 0, done.stdout + done.stderr
+    installed = version("xllamacpp").split("+")[0]
+    assert told == ["pip install --python .venv/bin/python --no-deps --reinstall --index-url "
+                    f"https://xorbitsai.github.io/xllamacpp/whl/cu132 xllamacpp=={installed}"]
+    assert done.stdout.splitlines()[-1].startswith("llama.cpp: ")
+
+
+def test_make_gpu_fails_where_the_index_gives_nothing(make_gpu):
+    "Then nothing is said of devices: the build for processors is still there."
+    done, told = make_gpu(1)
+    assert done.returncode != 0 and len(told) == 1 and "llama.cpp" not in done.stdout
