@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import matplotlib.pyplot as plt
 from cycler import cycler
+from matplotlib import font_manager
 from matplotlib.colors import to_rgb
 from matplotlib.offsetbox import (AnchoredOffsetbox, DrawingArea, HPacker, PaddedBox, TextArea,
                                   VPacker)
@@ -15,15 +16,21 @@ from matplotlib.patches import FancyArrowPatch, Rectangle
 from matplotlib.text import Text
 
 # %% auto #0
-__all__ = ['COLOURS', 'use_style', 'box', 'row', 'column', 'matrix', 'draw']
+__all__ = ['COLOURS', 'CHINESE', 'use_style', 'box', 'row', 'column', 'matrix', 'draw']
 
 # %% ../nbs/tools/01_draw.ipynb #515684c3
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#777777")
 
+CHINESE = (   # fonts for names in Chinese, where one is installed
+    "Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Zen Hei",
+    "WenQuanYi Micro Hei", "Microsoft YaHei", "SimHei", "PingFang SC", "Arial Unicode MS")
+
 def use_style(width:float=7, height:float=3.2,   # of a figure, inches
              ) -> None:
     "Set the course's look for every figure that follows."
+    there = {font.name for font in font_manager.fontManager.ttflist}
     plt.rcParams.update({"figure.figsize": (width, height), "figure.dpi": 110,
+                         "font.family": ["sans-serif", *(f for f in CHINESE if f in there)],
                          "axes.spines.top": False, "axes.spines.right": False,
                          "axes.prop_cycle": cycler(color=COLOURS)})
 
