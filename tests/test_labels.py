@@ -26,7 +26,7 @@ from mlcourse.label_formats import (
     studio_tasks,
     write_labels,
 )
-from mlcourse.labels import FAULTS, inject, make_set, overlap, recall, suspicious
+from mlcourse.labels import FAULTS, inject, leak, make_set, overlap, recall, suspicious
 from mlcourse.worlds import NEW_SHAPES, shapes
 
 NAMES = ["cat", "猫 tom", "it's"]
@@ -212,6 +212,16 @@ def test_the_validator_finds_injected_faults_and_no_others(fault, rate, tmp_path
     wrong = inject(tmp_path / "s", fault, rate, len(NEW_SHAPES))
     problems = check_labels(read_labels(tmp_path / "s"))
     assert recall(problems, wrong) >= 0.95 and {p.where for p in problems} <= {*wrong}
+
+
+def test_leaked_pictures_are_copied_with_their_labels_and_named(tmp_path):
+    make_set(tmp_path / "s", 40, 20)
+    copies = leak(tmp_path / "s", 0.2)
+    data = read_labels(tmp_path / "s")
+    problems = check_labels(data)
+    assert len(copies) == 8 and sum(p.split == "val" for p in data.pictures) == 28
+    assert all(p.annotations for p in data.pictures)
+    assert recall(problems, copies) == 1 and {p.kind for p in problems} == {"near-duplicate"}
 
 
 def test_clean_sets_raise_no_alarm_and_leaks_are_found(tmp_path):
