@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
-from xml.etree import ElementTree
+from xml.sax.saxutils import escape
 
 import numpy as np
 from .files import UsageError, write_atomic, write_json
@@ -363,19 +363,21 @@ def _write_coco(data:LabelSet, folder:Path):
                    dict(images=images, annotations=rows, categories=categories))
 
 # %% ../nbs/tools/23_label_formats.ipynb #dbf9618e
+_SIDES = ("xmin", "ymin", "xmax", "ymax")
+
 def _read_voc(root:Path) -> LabelSet:
     from defusedxml import DefusedXmlException, ElementTree as safe
     pictures, problems = [], []
     for file in sorted(root.rglob("*.xml")):
         try: tree = safe.parse(file).getroot()
-        except (ElementTree.ParseError, DefusedXmlException, ValueError, OSError) as e:
+        except (safe.ParseError, DefusedXmlException, ValueError, OSError) as e:
             problems.append(Problem("not-a-number", str(file), f"no XML that can be read ({e})"))
             continue
         if tree.tag != "annotation": continue
         some, below = [], file.relative_to(root).parts
         for k, o in enumerate(tree.iter("object"), 1):
             where = f"{file}, object {k}"
-            texts = [o.findtext(f"bndbox/{side}", "") for side in ("xmin", "ymin", "xmax", "ymax")]
+            texts = [o.findtext(f"bndbox/{side}", "") for side in _SIDES]
             if box := _number_list(texts, 4):
                 some.append(Annotation(o.findtext("name", ""), box, where=where))
             else: problems.append(Problem("not-a-number", where, f"no box: {', '.join(texts)}"))
@@ -395,25 +397,14 @@ def _names(root:Path, pictures:Sequence[Labelled]) -> list[str]:
     return [*names, *sorted(used - {*names})]
 
 def _write_voc(data:LabelSet, folder:Path):
+    def tags(values): return "".join(f"<{tag}>{escape(str(v))}</{tag}>" for tag, v in values)
     for p in data.pictures:
-        tree = ElementTree.Element("annotation")
-        def say(parent, tag, text=None):
-            child = ElementTree.SubElement(parent, tag)
-            child.text = None if text is None else str(text)
-            return child
-        say(tree, "filename", p.file)
-        size = say(tree, "size")
-        for tag, value in (("width", p.width), ("height", p.height), ("depth", 3)):
-            say(size, tag, value)
-        for a in p.annotations:
-            o = say(tree, "object")
-            say(o, "name", a.label)
-            box = say(o, "bndbox")
-            for tag, value in zip(("xmin", "ymin", "xmax", "ymax"), a.box):
-                say(box, tag, float(value))
-        ElementTree.indent(tree)
+        rows = [f"<object>{tags([('name', a.label)])}<bndbox>"
+                f"{tags(zip(_SIDES, map(float, a.box)))}</bndbox></object>" for a in p.annotations]
+        size = tags([("width", p.width), ("height", p.height), ("depth", 3)])
+        rows = [f"<annotation>{tags([('filename', p.file)])}<size>{size}</size>", *rows]
         write_atomic(folder/"annotations"/p.split/Path(p.file).with_suffix(".xml"),
-                     ElementTree.tostring(tree, encoding="utf-8"))
+                     "\n".join([*rows, "</annotation>\n"]))
     write_atomic(folder/"classes.txt", "\n".join(data.names) + "\n")
 
 # %% ../nbs/tools/23_label_formats.ipynb #d15aabd3
