@@ -15,8 +15,7 @@ import numpy as np
 from .course import command
 from .files import Progress, no_progress, progress_bar, write_atomic
 from .label_checks import check_labels
-from .label_formats import (LabelSet, Problem, from_pictures, read_labels, save_pictures,
-                                    write_labels)
+from .label_formats import LabelSet, Problem, from_pictures, read_labels, write_labels
 from .worlds import HARD, NEW_SHAPES, shapes
 
 # %% auto #0
@@ -88,7 +87,7 @@ def make_set(folder:str|Path, n_train:int=160, n_val:int=120, seed:int=3, size:i
     made = []
     for split, n, s in (("train", n_train, seed), ("val", n_val, seed + 1)):
         pictures = shapes(n, replace(PRICED, size=size), seed=s)
-        made += save_pictures(from_pictures(pictures, NEW_SHAPES, split), pictures, folder)
+        made += from_pictures(pictures, NEW_SHAPES, split, folder=folder)
     data = LabelSet(made, list(NEW_SHAPES))
     write_labels(data, folder, "yolo")
     return data

@@ -22,7 +22,6 @@ from mlcourse.label_formats import (
     from_pictures,
     picture_size,
     read_labels,
-    save_pictures,
     studio_tasks,
     write_labels,
 )
@@ -317,7 +316,7 @@ def test_commands(tmp_path, capsys):
 
 def test_the_widget_writes_what_is_drawn_and_keeps_masks(tmp_path):
     pictures = shapes(2, seed=1)
-    labelled = save_pictures(from_pictures(pictures, ["star", "circle"]), pictures, tmp_path)
+    labelled = from_pictures(pictures, ["star", "circle"], folder=tmp_path)
     data = LabelSet(labelled, ["star", "circle"])
     widget = LabelWidget(data, tmp_path)
     widget.boxes = [[1, 2.0, 3.0, 20.0, 30.0]]
@@ -487,7 +486,7 @@ class Studio:
 def test_label_studio_gives_back_what_it_was_given(tmp_path):
     pictures = shapes(6, seed=5)
     names = ["star", "circle", "square", "triangle", "cross"]
-    boxes = LabelSet(save_pictures(from_pictures(pictures, names), pictures, tmp_path), names)
+    boxes = LabelSet(from_pictures(pictures, names, folder=tmp_path), names)
     rich = []
     for k, p in enumerate(from_pictures(pictures, names, masks=True)):
         some = [a if k % 2 else Annotation(a.label, a.box, rotation=33.0) for a in p.annotations]
