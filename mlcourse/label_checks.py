@@ -20,7 +20,7 @@ from .files import (CourseError, Progress, UsageError, markdown_table, no_progre
                             progress_bar)
 from .label_formats import (Annotation, Labelled, LabelSet, Problem, read_labels,
                                     write_labels)
-from .pictures import MAX_PIXELS
+from .pictures import FORMATS, MAX_PIXELS
 
 # %% auto #0
 __all__ = ['Lossy', 'near_duplicates', 'check_labels', 'split_labels', 'data_card', 'LabelWidget', 'check_command',
@@ -47,7 +47,7 @@ def _picture_problems(p:Labelled) -> tuple[list[Problem], np.ndarray|None]:   # 
     def say(kind, what): found.append(Problem(kind, where, what))
     Image.MAX_IMAGE_PIXELS = None
     try:
-        with Image.open(p.path) as image:
+        with Image.open(p.path, formats=FORMATS) as image:
             size = image.size[::-1] if image.getexif().get(0x0112, 1) > 4 else image.size
             if image.width * image.height > MAX_PIXELS:
                 say("too-large", f"{image.width:,} by {image.height:,} pixels")

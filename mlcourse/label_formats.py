@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
-from xml.etree import ElementTree
+from xml.sax.saxutils import escape
 
 import numpy as np
 from .files import UsageError, write_atomic, write_json
@@ -18,8 +18,8 @@ from .worlds import Picture, tight_box
 
 # %% auto #0
 __all__ = ['SPLITS', 'SUFFIXES', 'HOLDS', 'Annotation', 'Labelled', 'Problem', 'LabelSet', 'bounds', 'from_pictures',
-           'save_pictures', 'differences', 'pack_mask', 'unpack_mask', 'find_below', 'picture_size', 'studio_tasks',
-           'read_labels', 'write_labels']
+           'differences', 'pack_mask', 'unpack_mask', 'find_below', 'picture_size', 'studio_tasks', 'read_labels',
+           'write_labels']
 
 # %% ../nbs/tools/23_label_formats.ipynb #09efa24d
 @dataclass(frozen=True, eq=False)
@@ -78,27 +78,22 @@ def bounds(points:Iterable) -> tuple:   # points (x, y); x0, y0, x1, y1
 
 # %% ../nbs/tools/23_label_formats.ipynb #5b1f5928
 def from_pictures(pictures:Sequence[Picture], names:Sequence[str], split:str="train",
-                  masks:bool=False,        # keep the masks as well as the boxes
-                 ) -> list[Labelled]:      # without files: `save_pictures` writes them
+                  masks:bool=False,             # keep the masks as well as the boxes
+                  folder:str|Path|None=None,    # write the pixels to folder/images/SPLIT, as PNG
+                 ) -> list[Labelled]:
     "Labels of generated pictures; an object of a kind not in `names` gets none."
+    from PIL import Image
     made = []
     for k, p in enumerate(pictures):
+        file, path = f"{k:05d}.png", None
+        if folder:
+            path = Path(folder)/"images"/split/file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(p.pixels).save(path, compress_level=1)
         some = tuple(Annotation(o.label, tuple(map(float, o.box)), mask=o.mask if masks else None)
                      for o in p.objects if o.label in names)
-        made.append(Labelled(f"{k:05d}.png", p.pixels.shape[1], p.pixels.shape[0], some, split))
+        made.append(Labelled(file, *p.pixels.shape[1::-1], some, split, path))
     return made
-
-def save_pictures(labelled:Sequence[Labelled], pictures:Sequence[Picture], folder:str|Path,
-                 ) -> list[Labelled]:      # the same, with `path`
-    "Write pixels as PNG to `folder/images/SPLIT/FILE`."
-    from PIL import Image
-    done = []
-    for one, p in zip(labelled, pictures, strict=True):
-        path = Path(folder)/"images"/one.split/one.file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(p.pixels).save(path, compress_level=1)
-        done.append(replace(one, path=path))
-    return done
 
 def differences(a:LabelSet, b:LabelSet, pixels:float=1e-3) -> list[str]:   # empty when equal
     "What two data sets do not agree on; coordinates may differ by so many pixels."
@@ -363,19 +358,21 @@ def _write_coco(data:LabelSet, folder:Path):
                    dict(images=images, annotations=rows, categories=categories))
 
 # %% ../nbs/tools/23_label_formats.ipynb #dbf9618e
+_SIDES = ("xmin", "ymin", "xmax", "ymax")
+
 def _read_voc(root:Path) -> LabelSet:
     from defusedxml import DefusedXmlException, ElementTree as safe
     pictures, problems = [], []
     for file in sorted(root.rglob("*.xml")):
         try: tree = safe.parse(file).getroot()
-        except (ElementTree.ParseError, DefusedXmlException, ValueError, OSError) as e:
+        except (safe.ParseError, DefusedXmlException, ValueError, OSError) as e:
             problems.append(Problem("not-a-number", str(file), f"no XML that can be read ({e})"))
             continue
         if tree.tag != "annotation": continue
         some, below = [], file.relative_to(root).parts
         for k, o in enumerate(tree.iter("object"), 1):
             where = f"{file}, object {k}"
-            texts = [o.findtext(f"bndbox/{side}", "") for side in ("xmin", "ymin", "xmax", "ymax")]
+            texts = [o.findtext(f"bndbox/{side}", "") for side in _SIDES]
             if box := _number_list(texts, 4):
                 some.append(Annotation(o.findtext("name", ""), box, where=where))
             else: problems.append(Problem("not-a-number", where, f"no box: {', '.join(texts)}"))
@@ -395,26 +392,14 @@ def _names(root:Path, pictures:Sequence[Labelled]) -> list[str]:
     return [*names, *sorted(used - {*names})]
 
 def _write_voc(data:LabelSet, folder:Path):
+    def tags(values): return "".join(f"<{tag}>{escape(str(v))}</{tag}>" for tag, v in values)
     for p in data.pictures:
-        tree = ElementTree.Element("annotation")
-        def say(parent, tag, text=None):
-            child = ElementTree.SubElement(parent, tag)
-            child.text = None if text is None else str(text)
-            return child
-        say(tree, "filename", p.file)
-        size = say(tree, "size")
-        for tag, value in (("width", p.width), ("height", p.height), ("depth", 3)):
-            say(size, tag, value)
-        for a in p.annotations:
-            o = say(tree, "object")
-            say(o, "name", a.label)
-            box = say(o, "bndbox")
-            for tag, value in zip(("xmin", "ymin", "xmax", "ymax"), a.box):
-                say(box, tag, float(value))
-        ElementTree.indent(tree)
+        rows = [f"<object>{tags([('name', a.label)])}<bndbox>"
+                f"{tags(zip(_SIDES, map(float, a.box)))}</bndbox></object>" for a in p.annotations]
+        size = tags([("width", p.width), ("height", p.height), ("depth", 3)])
+        rows = [f"<annotation>{tags([('filename', p.file)])}<size>{size}</size>", *rows]
         write_atomic(folder/"annotations"/p.split/Path(p.file).with_suffix(".xml"),
-                     ElementTree.tostring(tree, encoding="utf-8"))
-    write_atomic(folder/"classes.txt", "\n".join(data.names) + "\n")
+                     "\n".join([*rows, "</annotation>\n"]))
 
 # %% ../nbs/tools/23_label_formats.ipynb #d15aabd3
 def _studio_result(r:dict, where:str, problems:list) -> Annotation|None:
@@ -484,7 +469,6 @@ def studio_tasks(data:LabelSet) -> list[dict]:
 def _write_studio(data:LabelSet, folder:Path):
     write_atomic(folder/"label_studio.json", json.dumps(studio_tasks(data), ensure_ascii=False,
                                                         default=float))
-    write_atomic(folder/"classes.txt", "\n".join(data.names) + "\n")
 
 # %% ../nbs/tools/23_label_formats.ipynb #3c758830
 HOLDS = {"yolo": {"box"}, "yolo-seg": {"polygon"}, "voc": {"box"},
@@ -549,6 +533,8 @@ def write_labels(data:LabelSet, folder:str|Path,
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(p.path, target)
     _WRITERS[format](LabelSet(pictures, list(data.names)), folder)
+    if format in ("voc", "label-studio"):   # their files have no list of classes
+        write_atomic(folder/"classes.txt", "\n".join(data.names) + "\n")
     return lost
 
 def _fitted(a:Annotation, format:str) -> Annotation:   # what the format can hold of it

@@ -15,12 +15,12 @@ import numpy as np
 from .course import command
 from .files import Progress, no_progress, progress_bar, write_atomic
 from .label_checks import check_labels
-from .label_formats import (LabelSet, Problem, from_pictures, read_labels, save_pictures,
-                                    write_labels)
+from .label_formats import LabelSet, Problem, from_pictures, read_labels, write_labels
 from .worlds import HARD, NEW_SHAPES, shapes
 
 # %% auto #0
-__all__ = ['FAULTS', 'PRICED', 'inject', 'recall', 'make_set', 'price', 'price_list', 'price_command', 'overlap', 'suspicious']
+__all__ = ['FAULTS', 'PRICED', 'inject', 'leak', 'recall', 'make_set', 'price', 'price_list', 'price_command', 'overlap',
+           'suspicious']
 
 # %% ../nbs/week3/01_labels.ipynb #ba72c702
 #| code-fold: true
@@ -63,6 +63,17 @@ def inject(folder:str|Path,   # a data set as `write_labels` writes YOLO; its fi
         f.write_text("".join(f"{line}\n" for line in out), "utf-8")
     return wrong
 
+def leak(folder:str|Path, rate:float, seed:int=0,   # as for `inject`; share of the pictures
+        ) -> list[str]:   # the copies
+    "Copy some pictures of the training, with their labels, to those for judging."
+    folder = Path(folder)
+    files = sorted((folder/"images"/"train").glob("*.png"))
+    some = np.random.RandomState(seed).permutation(len(files))[:round(rate * len(files))]
+    for kind, end in (("images", ".png"), ("labels", ".txt")):
+        for k in some: shutil.copyfile((folder/kind/"train"/files[k].stem).with_suffix(end),
+                                       folder/kind/"val"/f"leak-{files[k].stem}{end}")
+    return [str(folder/"images"/"val"/f"leak-{files[k].name}") for k in some]
+
 def recall(problems:Sequence[Problem], wrong:Sequence[str]) -> float:   # from 0 to 1
     "Which share of the injected faults a validator has named, file and line."
     named = {p.where for p in problems}
@@ -76,29 +87,30 @@ def make_set(folder:str|Path, n_train:int=160, n_val:int=120, seed:int=3, size:i
     made = []
     for split, n, s in (("train", n_train, seed), ("val", n_val, seed + 1)):
         pictures = shapes(n, replace(PRICED, size=size), seed=s)
-        made += save_pictures(from_pictures(pictures, NEW_SHAPES, split), pictures, folder)
+        made += from_pictures(pictures, NEW_SHAPES, split, folder=folder)
     data = LabelSet(made, list(NEW_SHAPES))
     write_labels(data, folder, "yolo")
     return data
 
-def price(fault:str,                # a key of `FAULTS`, or empty for the clean set
+def price(fault:str,                # of `FAULTS`, "leak", or empty for the clean set
           rate:float, seed:int=0,
           folder:str|Path="price",  # of the data and the run
-          model:str="yolov8n-shapes", epochs:int=8, imgsz:int=96, n_train:int=160,
+          model:str="yolov8n-shapes", epochs:int=6, imgsz:int=96, n_train:int=160,
           n_val:int=120, size:int=96,   # pixels a side of the pictures
          ) -> dict:                 # a row of the price list
-    "Train on a set with one fault, and score on clean pictures."
+    "Train on a set with one fault, and score on clean pictures (and on the leaked ones)."
     import torch
     from mlcourse.yolo import evaluate_yolo, open_yolo, train_yolo
     folder = Path(folder)
     make_set(folder/"data", n_train, n_val, size=size)
-    wrong = inject(folder/"data", fault, rate, len(NEW_SHAPES), seed) if fault else []
+    if fault == "leak": wrong = leak(folder/"data", rate, seed)
+    else: wrong = inject(folder/"data", fault, rate, len(NEW_SHAPES), seed) if fault else []
     found = recall(check_labels(read_labels(folder/"data")), wrong) if wrong else 0.
     torch.manual_seed(seed)
     yolo = train_yolo(open_yolo(model), folder/"data"/"data.yaml", folder/"run", epochs,
                       freeze=10, seed=seed, imgsz=imgsz)
     scores = evaluate_yolo(yolo, folder/"data"/"data.yaml", imgsz=imgsz)
-    return dict(fault=fault or "none", rate=rate, seed=seed, lines=len(wrong),
+    return dict(fault=fault or "none", rate=rate, seed=seed, broken=len(wrong),
                 map50=round(scores.map50, 4), map50_95=round(scores.map50_95, 4),
                 recall=round(found, 4))
 
@@ -128,7 +140,8 @@ def price_command(table:str="label_faults.csv",   # goes on with the rows that a
                  ) -> None:
     "Measure what label faults cost a detector: minutes to hours."
     cases = [("", 0., s) for s in range(seeds + 1)]
-    cases += [(f, rate, s) for s in range(seeds) for rate in (.2, .1, .05) for f in FAULTS]
+    cases += [(f, rate, s) for s in range(seeds) for rate in (.2, .1, .05)
+              for f in (*FAULTS, "leak")]
     with progress_bar("trainings") as progress:
         price_list(table, cases, Path(table).with_suffix(""), progress)
     print(f"The price list is {table}.")

@@ -22,11 +22,10 @@ from mlcourse.label_formats import (
     from_pictures,
     picture_size,
     read_labels,
-    save_pictures,
     studio_tasks,
     write_labels,
 )
-from mlcourse.labels import FAULTS, inject, make_set, overlap, recall, suspicious
+from mlcourse.labels import FAULTS, inject, leak, make_set, overlap, recall, suspicious
 from mlcourse.worlds import NEW_SHAPES, shapes
 
 NAMES = ["cat", "猫 tom", "it's"]
@@ -214,6 +213,16 @@ def test_the_validator_finds_injected_faults_and_no_others(fault, rate, tmp_path
     assert recall(problems, wrong) >= 0.95 and {p.where for p in problems} <= {*wrong}
 
 
+def test_leaked_pictures_are_copied_with_their_labels_and_named(tmp_path):
+    make_set(tmp_path / "s", 40, 20)
+    copies = leak(tmp_path / "s", 0.2)
+    data = read_labels(tmp_path / "s")
+    problems = check_labels(data)
+    assert len(copies) == 8 and sum(p.split == "val" for p in data.pictures) == 28
+    assert all(p.annotations for p in data.pictures)
+    assert recall(problems, copies) == 1 and {p.kind for p in problems} == {"near-duplicate"}
+
+
 def test_clean_sets_raise_no_alarm_and_leaks_are_found(tmp_path):
     data = make_set(tmp_path / "s", 100, 100)
     assert check_labels(read_labels(tmp_path / "s")) == []
@@ -307,7 +316,7 @@ def test_commands(tmp_path, capsys):
 
 def test_the_widget_writes_what_is_drawn_and_keeps_masks(tmp_path):
     pictures = shapes(2, seed=1)
-    labelled = save_pictures(from_pictures(pictures, ["star", "circle"]), pictures, tmp_path)
+    labelled = from_pictures(pictures, ["star", "circle"], folder=tmp_path)
     data = LabelSet(labelled, ["star", "circle"])
     widget = LabelWidget(data, tmp_path)
     widget.boxes = [[1, 2.0, 3.0, 20.0, 30.0]]
@@ -477,7 +486,7 @@ class Studio:
 def test_label_studio_gives_back_what_it_was_given(tmp_path):
     pictures = shapes(6, seed=5)
     names = ["star", "circle", "square", "triangle", "cross"]
-    boxes = LabelSet(save_pictures(from_pictures(pictures, names), pictures, tmp_path), names)
+    boxes = LabelSet(from_pictures(pictures, names, folder=tmp_path), names)
     rich = []
     for k, p in enumerate(from_pictures(pictures, names, masks=True)):
         some = [a if k % 2 else Annotation(a.label, a.box, rotation=33.0) for a in p.annotations]
