@@ -36,8 +36,11 @@ def quiet_ultralytics():   # the module `ultralytics`
             write_atomic(own/"Ultralytics"/name, font.read_bytes())
     before = os.environ.get(omp)
     import ultralytics
+    from PIL import Image
+    from ultralytics.utils import patches
     if before is None: os.environ.pop(omp, None)   # it sets this to 1, for children as well
     torch.set_num_threads(threads)
+    if Image.open is patches.image_open: Image.open = patches._image_open   # it asks for pi_heif
     logging.getLogger("ultralytics").setLevel(logging.ERROR)
     if ultralytics.settings["sync"]: ultralytics.settings.update(sync=False)   # its statistics
     import ultralytics.data.base as data
