@@ -106,14 +106,22 @@ def check_data(data:str|Path,   # a data.yaml
         folder = root/str(about[split])
         pictures = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in PICTURES]
         if not pictures: raise UsageError(f"{data}: {split} is {folder}, without any picture.")
+        n_labels = 0
         for picture in pictures:
             front, _, back = str(picture.with_suffix(".txt")).rpartition("/images/")
             label = Path(f"{front}/labels/{back}")
+            n_labels += label.is_file()
             lines = label.read_text("utf-8", "replace").split("\n") if label.is_file() else []
             for n, line in enumerate(lines, 1):
-                number = (line.split() or ["0"])[0]
+                number, *shares = line.split() or ["0"]
                 if not number.isdecimal() or int(number) not in names: raise UsageError(
                     f"{label}, line {n}: there is no class {number}; {data} has {len(names)}.")
+                try: inside = all(-.01 <= float(v) <= 1.01 for v in shares)   # as Ultralytics does
+                except ValueError: inside = False
+                if not inside: raise UsageError(
+                    f"{label}, line {n}: {line.strip()!r} needs shares of the picture, 0 to 1.")
+        if not n_labels: raise UsageError(
+            f"{data}: no picture of {split} has labels. Those of images/x.png are labels/x.txt.")
     return dict(about, path=str(root), names=names)
 
 # %% ../nbs/tools/22_yolo.ipynb #8160fe20
