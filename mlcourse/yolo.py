@@ -136,6 +136,10 @@ def make_yolo(names:Sequence[str],          # of the classes
     with _threads_kept(), tempfile.TemporaryDirectory() as folder:
         model = DetectionModel(f"{architecture}.yaml", nc=len(names), verbose=False)
         if state:
+            own = model.state_dict()
+            if any(k in own and own[k].shape != v.shape for k, v in state.items()):
+                wide = DetectionModel(f"{architecture}.yaml", nc=80, verbose=False)
+                model.load(wide, verbose=False)   # what was tuned from COCO's keeps a wide head
             try: model.load_state_dict({k: v.to(model.state_dict()[k].dtype)
                                         for k, v in state.items()})
             except (KeyError, RuntimeError) as e: raise CourseError(
