@@ -36,8 +36,11 @@ def quiet_ultralytics():   # the module `ultralytics`
             write_atomic(own/"Ultralytics"/name, font.read_bytes())
     before = os.environ.get(omp)
     import ultralytics
+    from PIL import Image
+    from ultralytics.utils import patches
     if before is None: os.environ.pop(omp, None)   # it sets this to 1, for children as well
     torch.set_num_threads(threads)
+    if Image.open is patches.image_open: Image.open = patches._image_open   # it asks for pi_heif
     logging.getLogger("ultralytics").setLevel(logging.ERROR)
     if ultralytics.settings["sync"]: ultralytics.settings.update(sync=False)   # its statistics
     import ultralytics.data.base as data
@@ -103,14 +106,22 @@ def check_data(data:str|Path,   # a data.yaml
         folder = root/str(about[split])
         pictures = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in PICTURES]
         if not pictures: raise UsageError(f"{data}: {split} is {folder}, without any picture.")
+        n_labels = 0
         for picture in pictures:
             front, _, back = str(picture.with_suffix(".txt")).rpartition("/images/")
             label = Path(f"{front}/labels/{back}")
+            n_labels += label.is_file()
             lines = label.read_text("utf-8", "replace").split("\n") if label.is_file() else []
             for n, line in enumerate(lines, 1):
-                number = (line.split() or ["0"])[0]
+                number, *shares = line.split() or ["0"]
                 if not number.isdecimal() or int(number) not in names: raise UsageError(
                     f"{label}, line {n}: there is no class {number}; {data} has {len(names)}.")
+                try: inside = all(-.01 <= float(v) <= 1.01 for v in shares)   # as Ultralytics does
+                except ValueError: inside = False
+                if not inside: raise UsageError(
+                    f"{label}, line {n}: {line.strip()!r} needs shares of the picture, 0 to 1.")
+        if not n_labels: raise UsageError(
+            f"{data}: no picture of {split} has labels. Those of images/x.png are labels/x.txt.")
     return dict(about, path=str(root), names=names)
 
 # %% ../nbs/tools/22_yolo.ipynb #8160fe20
@@ -125,6 +136,10 @@ def make_yolo(names:Sequence[str],          # of the classes
     with _threads_kept(), tempfile.TemporaryDirectory() as folder:
         model = DetectionModel(f"{architecture}.yaml", nc=len(names), verbose=False)
         if state:
+            own = model.state_dict()
+            if any(k in own and own[k].shape != v.shape for k, v in state.items()):
+                wide = DetectionModel(f"{architecture}.yaml", nc=80, verbose=False)
+                model.load(wide, verbose=False)   # what was tuned from COCO's keeps a wide head
             try: model.load_state_dict({k: v.to(model.state_dict()[k].dtype)
                                         for k, v in state.items()})
             except (KeyError, RuntimeError) as e: raise CourseError(

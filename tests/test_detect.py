@@ -1,6 +1,7 @@
 """The detector's command as a process: what it refuses, a killed run; Ultralytics is quiet."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -52,6 +53,16 @@ def test_class_beyond_names(data, tmp_path):
     (tmp_path / "data.yaml").write_text(yaml.safe_dump(about, allow_unicode=True), "utf-8")
     said = refused(tmp_path / "data.yaml")
     assert "line" in said and "there is no class" in said
+
+
+def test_pixels_instead_of_shares(data, tmp_path):
+    shutil.copytree(data.parent, tmp_path / "copy")
+    about = yaml.safe_load(data.read_text("utf-8")) | {"path": str(tmp_path / "copy")}
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump(about, allow_unicode=True), "utf-8")
+    (tmp_path / "copy/labels/train/00002.txt").write_text("0 40 30 20 20\n")
+    assert "00002.txt, line 1: '0 40 30 20 20' needs shares" in refused(tmp_path / "data.yaml")
+    shutil.rmtree(tmp_path / "copy/labels/train")
+    assert "no picture of train has labels" in refused(tmp_path / "data.yaml")
 
 
 def test_bad_flags(data):
