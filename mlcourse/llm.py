@@ -4,7 +4,7 @@
 
 # %% ../nbs/week1/03_hello_llm.ipynb #25f43283
 from __future__ import annotations
-import gc, logging, os, re, sys, time
+import gc, logging, os, re, sys, time, warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,6 +65,7 @@ def quiet_libraries():
     transformers.logging.disable_progress_bar()
     loud = "bitsandbytes.autograd._functions bitsandbytes.backends.cpu.ops accelerate.big_modeling"
     for name in loud.split(): logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "`is_gradient_")   # peft reads what transformers renamed
 
 def import_bitsandbytes():
     "bitsandbytes, without torch's compiler: seconds of imports for a device without kernels."
