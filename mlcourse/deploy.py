@@ -57,7 +57,9 @@ class Detector:
         outputs = [o.name for o in self.session.get_outputs()]
         if outputs != ["boxes", "scores", "which"] or "names" not in meta: raise DeployError(
             f"{file} gives no boxes, scores, which. Make it with `mlcourse.deploy.add_nms`.")
-        self.names, (self.size, _) = (ast.literal_eval(meta[k]) for k in ("names", "imgsz"))
+        self.names, (self.size, width) = (ast.literal_eval(meta[k]) for k in ("names", "imgsz"))
+        if self.size != width: raise DeployError(
+            f"{file} takes no squares. Export it with one imgsz.")
 
     def __call__(self, pixels:np.ndarray) -> list[dict]:   # label, score, box x0, y0, x1, y1
         "The objects of a picture, the surest first."
@@ -125,12 +127,13 @@ def quantize_int8(file:str|Path, out:str|Path, samples:Iterable[dict],   # input
     return Path(out)
 
 # %% ../nbs/week3/05_deploy.ipynb #d5e70038
-def tail_of(model) -> list[str]:   # names of nodes
+def tail_of(model) -> list[str]:   # names of nodes; raises `DeployError` where there are none
     "What a YOLOv8 graph does after the convolutions of its head, where boxes and scores mix."
-    modules = [re.match(r"/model\.(\d+)/(cv[23])?", n.name) for n in model.graph.node]
-    last = max((int(m[1]) for m in modules if m), default=-1)
-    return [n.name for n, m in zip(model.graph.node, modules)
-            if m and int(m[1]) == last and not m[2]]
+    names = [n.name for n in model.graph.node]
+    last = max(map(int, re.findall(r"/model\.(\d+)/", " ".join(names))), default=-1)
+    tail = [n for n in names if re.match(rf"/model\.{last}/(?!cv[23])", n)]
+    if not tail: raise DeployError("This is no YOLOv8 graph as Ultralytics exports it.")
+    return tail
 
 # %% ../nbs/week3/05_deploy.ipynb #d5e70054
 #| code-fold: true
@@ -177,8 +180,7 @@ PAGE = """<!doctype html><meta charset="utf-8"><title>Detector</title>
 file.onchange = async () => {
   const picture = file.files[0], answer = await fetch("detect", {method: "POST", body: picture})
   const found = await answer.json(), boxes = found.boxes || []
-  said.textContent = found.error || `${boxes.length} found`
-  if (found.error) return
+  said.textContent = found.error || `${boxes.length} found`; if (found.error) return
   const c = view.getContext("2d"), w = view.width = found.width, h = view.height = found.height
   c.drawImage(await createImageBitmap(picture), 0, 0, w, h)
   c.lineWidth = Math.max(1, w / 300); c.font = `${Math.max(9, w / 50)}px system-ui`

@@ -106,9 +106,18 @@ def test_a_graph_without_nms_is_named(models):
     with pytest.raises(deploy.DeployError, match="add_nms"): deploy.Detector(models/"raw.onnx")
     with pytest.raises(deploy.DeployError, match="is no detector"):
         deploy.add_nms(models/"detector.onnx", models/"none.onnx")
+    with pytest.raises(deploy.DeployError, match="no YOLOv8"):
+        deploy.tail_of(onnx.load(models/"raw.onnx"))
     with pytest.raises(UsageError, match="no file"): deploy.add_nms(models/"no.onnx", "x.onnx")
     (models/"cut.onnx").write_bytes((models/"raw.onnx").read_bytes()[:99])
     with pytest.raises(ReceiptError, match="cut short"): deploy.Detector(models/"cut.onnx")
+
+
+def test_only_squares(models):
+    wide = onnx.load(models/"detector.onnx")
+    next(p for p in wide.metadata_props if p.key == "imgsz").value = "[64, 96]"
+    onnx.save(wide, models/"wide.onnx")
+    with pytest.raises(deploy.DeployError, match="no squares"): deploy.Detector(models/"wide.onnx")
 
 
 def test_open_dimensions(models):
