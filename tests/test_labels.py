@@ -505,6 +505,8 @@ def test_label_studio_gives_back_what_it_was_given(tmp_path):
                 shutil.copytree(tmp_path / "images", folder / "images", dirs_exist_ok=True)
                 back = read_labels(folder)
                 back.names.sort(key=names.index)
+                if kind == "VOC":  # the server writes 8 letters before each name
+                    back.pictures = [replace(p, file=p.file[10:]) for p in back.pictures]
                 assert differences(back, data, pixels=1 if kind == "VOC" else 1e-3) == [], kind
     finally:
         studio.close()
