@@ -8,8 +8,8 @@ from PIL import Image
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from mlcourse import segment
-from mlcourse.files import CourseError
-from mlcourse.segment import (IGNORE, SegmentError, UNet, ce_and_dice, confusion, dice_loss,
+from mlcourse.files import CourseError, UsageError
+from mlcourse.segment import (IGNORE, UNet, ce_and_dice, confusion, dice_loss,
                               iou, load_segmenter, predict, read_pairs, save_segmenter,
                               tensors, train)
 from mlcourse.worlds import HARD, shapes
@@ -72,7 +72,7 @@ def test_a_picture_keeps_its_form(depth, side):
 
 
 def test_sides_that_cannot_be_halved_are_refused():
-    with pytest.raises(SegmentError, match="multiples of 8"): UNet(4)(torch.randn(1, 3, 48, 50))
+    with pytest.raises(UsageError, match="multiples of 8"): UNet(4)(torch.randn(1, 3, 48, 50))
 
 
 def test_training_is_the_same_again_and_learns():
@@ -101,7 +101,7 @@ def test_what_is_no_segmenter_is_said(tmp_path, fault):
     text = dict(nothing="", half_a_config="{", no_weights="{}")[fault]
     if text: (tmp_path / "config.json").write_text(text)
     if fault == "half_a_config": (tmp_path / "model.safetensors").touch()
-    with pytest.raises(SegmentError, match="holds no segmenter"): load_segmenter(tmp_path)
+    with pytest.raises(UsageError, match="holds no segmenter"): load_segmenter(tmp_path)
 
 
 # ---------------------------------------------------------------- masks of a learner's own
@@ -171,6 +171,9 @@ def test_a_mask_that_is_cut_short_is_named(folder):
 
 def test_a_folder_without_pairs_is_refused(folder):
     with pytest.raises(CourseError, match="no folder"): read_pairs(folder.folder / "none", 3, 16)
+    folder("white on black", (numbers() > 1).astype(np.uint8) * 255)
+    with pytest.raises(CourseError, match="write 1"): read_pairs(folder.folder, 2, 16)
+    (folder.folder / "masks" / "white on black.png").unlink()
     folder("lonely")
     with pytest.raises(CourseError, match="lonely.jpg"): read_pairs(folder.folder, 3, 16)
 
