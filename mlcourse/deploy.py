@@ -20,7 +20,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.concurrency import run_in_threadpool
 from .course import command
 from .files import CourseError
-from .pictures import read_pictures
+from .pictures import FORMATS, read_pictures
 from .receipt import open_session, read_graph
 from .record import artifact
 from .serve import listening, serve
@@ -140,15 +140,18 @@ def tail_of(model) -> list[str]:   # names of nodes; raises `DeployError` where 
 #| code-summary: "A picture from bytes"
 def detect_upload(detector:Detector, data:bytes) -> dict:   # width, height, boxes
     "Boxes for the bytes of a picture, in its own pixels. Raises `DeployError`."
+    from PIL import Image
     with TemporaryDirectory() as tmp:
-        (Path(tmp)/"upload").write_bytes(data)
+        (file := Path(tmp)/"upload").write_bytes(data)
         pictures, left_out = read_pictures(tmp)
-    if not pictures: raise DeployError(f"This cannot be used: {left_out['upload']}.")
-    pixels, scale = pictures[0].pixels, pictures[0].scale
-    found = detector(pixels)
-    for f in found: f["box"] = [round(v / scale, 1) for v in f["box"]]
-    height, width = (round(n / scale) for n in pixels.shape[:2])
-    return dict(width=width, height=height, boxes=found)
+        if not pictures: raise DeployError(f"This cannot be used: {left_out['upload']}.")
+        with Image.open(file, formats=FORMATS) as image:
+            turned = image.getexif().get(274) in (5, 6, 7, 8)   # a camera on its side
+            size = image.size[::-1] if turned else image.size
+    pixels = pictures[0].pixels   # smaller than the file's, in whole pixels
+    found, unit = detector(pixels), np.tile(np.divide(size, pixels.shape[1::-1]), 2)
+    for f in found: f["box"] = (f["box"] * unit).round(1).tolist()
+    return dict(width=size[0], height=size[1], boxes=found)
 
 # %% ../nbs/week3/05_deploy.ipynb #d5e70055
 def detector_app(detector:Detector, max_mb:float=10) -> FastAPI:

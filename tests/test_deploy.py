@@ -78,6 +78,17 @@ def test_boxes_are_those_of_the_posted_picture(client):
     assert answer["boxes"][0]["box"] == pytest.approx([400, 220, 800, 420], abs=2)
 
 
+def test_sizes_are_those_of_the_file(client):
+    "A height that does not divide, and a camera on its side: EXIF says a quarter turn."
+    turn = Image.Exif()
+    turn[274] = 6
+    wide, turned = png(3000, 2000), png(3000, 2000, exif=turn)
+    for data, width, height in ((wide, 3000, 2000), (turned, 2000, 3000)):
+        answer = client.post("/detect", content=data).json()
+        assert (answer["width"], answer["height"]) == (width, height)
+        for b in answer["boxes"]: assert b["box"][2] <= width and b["box"][3] <= height
+
+
 @pytest.mark.parametrize("data, status, words", [
     (b"", 422, "empty"), (b"a text\n", 422, "not a picture"),
     ("一段文字".encode(), 422, "not a picture"), (png(300, 300)[:150], 422, "cut short"),
