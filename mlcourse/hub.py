@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from functools import cache
-from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
+from pkgutil import resolve_name
 from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 from .files import UsageError, derived, digest, files_in, write_atomic, write_json
@@ -137,9 +137,7 @@ def _template(row:dict) -> str:
 def _build(name:str, folder:Path):
     "Write a model's folder as the hub has it."
     row = models()[name]
-    if "make" in row:
-        module, function = row["make"].split(":")
-        return getattr(import_module(module), function)(folder)
+    if "make" in row: return resolve_name(row["make"])(folder)
     import torch, transformers
     dtype, config, vocab = row.get("dtype", "bfloat16"), dict(row["config"]), {}
     if "tokenizer" in row:

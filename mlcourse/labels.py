@@ -102,14 +102,14 @@ def price(fault:str,                # of `FAULTS`, "leak", or empty for the clea
     import torch
     from mlcourse.yolo import evaluate_yolo, open_yolo, train_yolo
     folder = Path(folder)
-    make_set(folder/"data", n_train, n_val, size=size)
-    if fault == "leak": wrong = leak(folder/"data", rate, seed)
-    else: wrong = inject(folder/"data", fault, rate, len(NEW_SHAPES), seed) if fault else []
-    found = recall(check_labels(read_labels(folder/"data")), wrong) if wrong else 0.
+    make_set(folder/"set", n_train, n_val, size=size)
+    if fault == "leak": wrong = leak(folder/"set", rate, seed)
+    else: wrong = inject(folder/"set", fault, rate, len(NEW_SHAPES), seed) if fault else []
+    found = recall(check_labels(read_labels(folder/"set")), wrong) if wrong else 0.
     torch.manual_seed(seed)
-    yolo = train_yolo(open_yolo(model), folder/"data"/"data.yaml", folder/"run", epochs,
+    yolo = train_yolo(open_yolo(model), folder/"set"/"data.yaml", folder/"run", epochs,
                       freeze=10, seed=seed, imgsz=imgsz)
-    scores = evaluate_yolo(yolo, folder/"data"/"data.yaml", imgsz=imgsz)
+    scores = evaluate_yolo(yolo, folder/"set"/"data.yaml", imgsz=imgsz)
     return dict(fault=fault or "none", rate=rate, seed=seed, broken=len(wrong),
                 map50=round(scores.map50, 4), map50_95=round(scores.map50_95, 4),
                 recall=round(found, 4))

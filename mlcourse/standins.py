@@ -6,9 +6,9 @@
 from __future__ import annotations
 import shutil, sys, time, tomllib
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
+from pkgutil import resolve_name
 from .assets import ASSETS
 from .course import command
 from .files import (CourseError, Progress, UsageError, cache_dir, digest, locked,
@@ -46,10 +46,9 @@ def rebuild(name:str,               # of a stand-in
     if name not in known: raise UsageError(
         f"There is no stand-in {name!r}. There are: {', '.join(known)}.")
     row, folder = known[name], Path(folder or cache_dir()/"standins"/name).resolve()
-    module, function = row.recipe.split(":")
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder/"recipe", timeout=0, busy=f"Another process is rebuilding {name}."):
-        path, scores = getattr(import_module(module), function)(folder, progress)
+        path, scores = resolve_name(row.recipe)(folder, progress)
     if path.stat().st_size > MAX_BYTES: raise CourseError(
         f"{path} has {path.stat().st_size / 1e6:.1f} MB; what ships has at most 8.")
     return path, scores, [k for k, least in row.at_least.items() if not scores[k] >= least]

@@ -269,7 +269,7 @@ def pretrain_yolo(folder:Path,         # checkpoints
     import torch
     world = replace(HARD, labels=BASE_SHAPES, clutter=(0, 0))
     data = write_yolo(dict(train=shapes(n_pictures, world, seed=1), val=shapes(200, world, seed=2)),
-                      folder/"data", BASE_SHAPES)
+                      folder/"pictures", BASE_SHAPES)
     with _threads_kept():
         torch.set_num_threads(1)
         torch.manual_seed(0)

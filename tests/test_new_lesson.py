@@ -10,7 +10,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import yaml
+import tabulate
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from mlcourse.course import PARTS, lessons
@@ -82,9 +82,9 @@ def clone(root, tmp_path_factory):
     (clone/ROWS).parent.mkdir(exist_ok=True)
     with open(clone/ROWS, "a", encoding="utf-8") as f: f.write(ROW)
     lines = (clone/"settings.ini").read_text(encoding="utf-8").split("\n")
-    assert not any("pyyaml" in line.lower() for line in lines), "take another package for this test"
+    assert not any("tabulate" in line.lower() for line in lines), "take another package"
     at = next(i for i, line in enumerate(lines) if line.startswith("week3_requirements"))
-    lines.insert(at + 1, "    pyyaml>=5")
+    lines.insert(at + 1, "    tabulate>=0.8")
     (clone/"settings.ini").write_text("\n".join(lines), encoding="utf-8")
 
     call(clone, "make", "-o", "setup", "tidy", f"BIN={Path(sys.executable).parent}", "VENV=.venv")
@@ -119,7 +119,7 @@ def test_command_line(clone):
 def test_licences(clone):
     text = (clone/"LICENCES.md").read_text(encoding="utf-8")
     def rows(name): return [row for row in text.split("\n") if name in row.lower()]
-    assert len(rows("dummy-picture")) == len(rows("pyyaml")) == 1
+    assert len(rows("dummy-picture")) == len(rows("tabulate")) == 1
     for words in ("CC0-1.0", "a picture of nobody"): assert words in rows("dummy-picture")[0]
     show = "from mlcourse.assets import licences; print(licences().loc['dummy-picture'].to_json())"
     row = json.loads(call(clone, sys.executable, "-c", show))
@@ -140,7 +140,7 @@ def test_report(run):
     assert (entry["path"], entry["status"]) == (LESSON, "ok")
     assert entry["metrics"]["shouts"]["value"] == 3
     versions = {name.lower(): version for name, version in report["versions"].items()}
-    assert versions["pyyaml"] == yaml.__version__
+    assert versions["tabulate"] == tabulate.__version__
 
 
 @pytest.mark.slow   # imports every module

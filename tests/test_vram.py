@@ -61,8 +61,7 @@ def test_names(said, meant):
 
 def test_names_of_the_registry_resolve():
     from mlcourse.assets import ASSETS
-    models = [n for n, a in ASSETS.items() if a.kind == "hub" and not a.file
-              and not n.startswith("bge-")]   # those embed and rank
+    models = [n for n, a in ASSETS.items() if a.kind == "hub" and a.role == "chat"]
     assert models and all(vram.find_config(n) for n in models)
 
 
