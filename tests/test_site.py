@@ -291,7 +291,8 @@ def test_sidebar_is_folded_and_leads_to_every_page(visit, tour, server):
     page.wait_for_url("**/lib/01_tier.html")
     assert page.locator("h1.title").inner_text() == "The switch"
     assert page.locator("#quarto-sidebar .sidebar-link.active", has_text="The switch").is_visible()
-    assert not page.locator("#quarto-sidebar a", has_text="Hello, language model").first.is_visible()
+    hello = page.locator("#quarto-sidebar a", has_text="Hello, language model").first
+    assert not hello.is_visible()
 
 
 @slow
