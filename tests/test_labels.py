@@ -357,19 +357,9 @@ CONFIG = """<View><Image name="image" value="$image"/>
 
 
 def _uv():
-    root = Path(__file__).parent.parent
-    return next(
-        (
-            u
-            for u in (
-                shutil.which("uv"),
-                root / ".uv" / "bin" / "uv",
-                os.environ.get("MLCOURSE_UV"),
-            )
-            if u and Path(u).exists()
-        ),
-        None,
-    )
+    "uv from PATH, or the checkout's own, which `make setup` brings."
+    own = Path(__file__).parent.parent / ".uv" / "bin" / "uv"
+    return shutil.which("uv") or (own if own.exists() else None)
 
 
 class Studio:
@@ -378,7 +368,7 @@ class Studio:
     def __init__(self, folder, documents):
         uv = _uv()
         if not uv:
-            pytest.skip("there is no uv: run `make setup`")
+            pytest.fail("There is no uv. Run `make setup`, which brings one.")
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]
@@ -430,7 +420,7 @@ class Studio:
         self.open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
         for _ in range(600):
             if self.process.poll() is not None:
-                pytest.skip(f"Label Studio did not start: {self.log.read_text()[-500:]}")
+                pytest.fail(f"Label Studio did not start: {self.log.read_text()[-500:]}")
             try:
                 self.open(f"{self.url}/health", timeout=5).read()
                 break
