@@ -12,9 +12,10 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from .assets import fetch
+from .assets import fetch, load_pretrained, reading_weights
 from .course import command
-from .files import Progress, UsageError, no_progress, progress_bar, write_atomic
+from .files import (CourseError, Progress, UsageError, no_progress, progress_bar,
+                            write_atomic)
 from .tier import choose
 from .worlds import BASE_SHAPES, HARD, Picture, shapes
 from .yolo import (Detection, Scores, check_data, evaluate_yolo, open_yolo, save_yolo,
@@ -103,8 +104,8 @@ def make_detr(names:Sequence[str],       # of the classes
     from safetensors.torch import load_file
     labels = dict(id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)})
     path = Path(source) if source and Path(source).exists() else source and fetch(str(source))
-    if path and path.is_dir(): return tf.AutoModelForObjectDetection.from_pretrained(
-        path, ignore_mismatched_sizes=True, **labels)
+    if path and path.is_dir(): return load_pretrained(
+        tf.AutoModelForObjectDetection, path, CourseError, ignore_mismatched_sizes=True, **labels)
     backbone = tf.RTDetrResNetConfig(
         embedding_size=32, hidden_sizes=[32, 48, 64, 96], depths=[1] * 4, layer_type="basic",
         downsample_in_first_stage=False, out_features=["stage2", "stage3", "stage4"])
@@ -114,9 +115,10 @@ def make_detr(names:Sequence[str],       # of the classes
         encoder_in_channels=[48, 64, 96], decoder_in_channels=[64] * 3, decoder_ffn_dim=128,
         decoder_layers=2, decoder_attention_heads=4, num_queries=30, num_denoising=20,
         hidden_expansion=.5, eos_coefficient=.1, **labels))
-    if path: model.load_state_dict({k: v.float() if v.is_floating_point() else v
-                                    for k, v in load_file(path).items()
-                                    if not re.search(HEADS, k)}, strict=False)
+    if path:
+        with reading_weights(path, CourseError): model.load_state_dict(
+            {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()
+             if not re.search(HEADS, k)}, strict=False)
     return model
 
 def _pixels(pictures, imgsz:int):   # (pictures, 3, imgsz, imgsz) from 0 to 1

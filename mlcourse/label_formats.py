@@ -6,6 +6,7 @@
 from __future__ import annotations
 import json, math, re, shutil
 from collections.abc import Iterable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
 import numpy as np
-from .files import UsageError, write_atomic, write_json
+from .files import UsageError, boundary, reason, write_atomic, write_json
 from .worlds import Picture, tight_box
 
 # %% auto #0
@@ -178,7 +179,7 @@ def picture_size(path:Path) -> tuple[int, int]:   # width and height, upright
 
 def _sized(path:Path, problems:list) -> tuple[int, int]|None:
     try: return picture_size(path)
-    except (OSError, ValueError, SyntaxError) as e:
+    except Exception as e:   # Pillow raises whatever it met
         why = "empty" if not path.stat().st_size else f"no picture that can be read ({e})"
         problems.append(Problem("unreadable", str(path), why))
 
@@ -194,7 +195,7 @@ def _listed(entry, *bases:Path, problems:list, where:str) -> list[tuple[str, Pat
     if place.is_dir(): return [(p.relative_to(place).as_posix(), p) for p in sorted(
         place.rglob("*")) if p.suffix.lower() in SUFFIXES and p.is_file()]
     found = []
-    for n, line in enumerate(place.read_text("utf-8-sig").splitlines(), 1):
+    for n, line in enumerate(place.read_text("utf-8-sig", "replace").splitlines(), 1):
         path = find_below(line.strip(), place.parent, *bases) if line.strip() else None
         if path: found.append((path.name, path))
         elif line.strip(): problems.append(Problem("no-picture", f"{place}, line {n}",
@@ -275,6 +276,12 @@ def _write_yolo(data:LabelSet, folder:Path, polygons:bool=False):
     write_atomic(folder/"data.yaml", yaml.safe_dump(about, sort_keys=False, allow_unicode=True))
 
 # %% ../nbs/tools/23_label_formats.ipynb #c491268c
+@contextmanager
+def _kept(problems:list, where:str):
+    "An item that cannot be read becomes a problem, and the next one goes on."
+    try: yield
+    except Exception as e: problems.append(Problem("unreadable", where, f"damaged ({reason(e)})"))
+
 def _number_list(value, n:int) -> tuple|None:   # floats, or None where they are none
     ok = isinstance(value, (list, tuple)) and len(value) == n
     try: numbers = tuple(map(float, value)) if ok else ()
@@ -301,13 +308,17 @@ def _read_coco(file:Path, content:dict, root:Path) -> LabelSet:
     from faster_coco_eval.core import mask as packing
     problems, by_picture, split = [], {}, _split_of(file.stem, file.parent.name)
     names = {c["id"]: str(c["name"]) for c in content.get("categories", [])}
-    sizes = {p["id"]: p for p in content["images"]}
-    for k, a in enumerate(content.get("annotations", [])):
+    sizes = {}
+    for k, p in enumerate(content["images"]):
+        with _kept(problems, f"{file}, picture {k}"): sizes[p["id"]] = p
+    for k, a in enumerate(content.get("annotations") or []):
+        a = a if isinstance(a, dict) else {}
         where, box = f"{file}, annotation {a.get('id', k)}", _number_list(a.get("bbox"), 4)
-        shape, picture = a.get("segmentation") or [], sizes.get(a.get("image_id"))
-        wrong = ("no-picture", f"there is no picture {a.get('image_id')}") if picture is None else (
-            "class-id", f"there is no category {a.get('category_id')}"
-            ) if a.get("category_id") not in names else (
+        shape, about = a.get("segmentation") or [], [a.get("image_id"), a.get("category_id")]
+        picture, kind = (None if isinstance(key, (list, dict)) else table.get(key)
+                         for key, table in zip(about, (sizes, names)))
+        wrong = ("no-picture", f"there is no picture {about[0]}") if picture is None else (
+            "class-id", f"there is no category {about[1]}") if kind is None else (
             "not-a-number", f"no box: {a.get('bbox')}") if box is None else None
         if wrong:
             problems.append(Problem(wrong[0], where, wrong[1]))
@@ -320,18 +331,19 @@ def _read_coco(file:Path, content:dict, root:Path) -> LabelSet:
                 mask = packing.decode(shape).astype(bool)
             else: polygons = tuple(tuple(zip(map(float, s[::2]), map(float, s[1::2])))
                                    for s in shape)
-        except (KeyError, TypeError, ValueError) as e:
+        except Exception as e:   # numbers, a text, or what the packed form's reader met
             problems.append(Problem("not-a-number", where, f"its segmentation is damaged ({e})"))
         by_picture.setdefault(a["image_id"], []).append(
-            Annotation(names[a["category_id"]], (x, y, x + w, y + h), polygons, mask, where=where))
+            Annotation(kind, (x, y, x + w, y + h), polygons, mask, where=where))
     pictures = []
     for key, p in sizes.items():
-        path = _find_picture(p["file_name"], split, file, root)
-        if path is None: problems.append(Problem("no-picture", str(file),
-                                                 f"there is no picture {p['file_name']}"))
-        some = tuple(by_picture.get(key, ()))
-        pictures.append(Labelled(_below(p["file_name"], split), int(p["width"]), int(p["height"]),
-                                 some, split, path, str(file)))
+        with _kept(problems, f"{file}, picture {key}"):
+            name, size = str(p["file_name"]), (int(p["width"]), int(p["height"]))
+            path = _find_picture(name, split, file, root)
+            if path is None: problems.append(
+                Problem("no-picture", str(file), f"there is no picture {name}"))
+            pictures.append(Labelled(_below(name, split), *size, tuple(by_picture.get(key, ())),
+                                     split, path, str(file)))
     return LabelSet(pictures, [names[k] for k in sorted(names)], problems)
 
 def _write_coco(data:LabelSet, folder:Path):
@@ -361,14 +373,12 @@ def _write_coco(data:LabelSet, folder:Path):
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 def _read_voc(root:Path) -> LabelSet:
-    from defusedxml import DefusedXmlException, ElementTree as safe
+    from defusedxml import ElementTree as safe
     pictures, problems = [], []
     for file in sorted(root.rglob("*.xml")):
-        try: tree = safe.parse(file).getroot()
-        except (safe.ParseError, DefusedXmlException, ValueError, OSError) as e:
-            problems.append(Problem("not-a-number", str(file), f"no XML that can be read ({e})"))
-            continue
-        if tree.tag != "annotation": continue
+        tree = None
+        with _kept(problems, str(file)): tree = safe.parse(file).getroot()
+        if tree is None or tree.tag != "annotation": continue
         some, below = [], file.relative_to(root).parts
         for k, o in enumerate(tree.iter("object"), 1):
             where = f"{file}, object {k}"
@@ -387,7 +397,7 @@ def _read_voc(root:Path) -> LabelSet:
 
 def _names(root:Path, pictures:Sequence[Labelled]) -> list[str]:
     listed = root/"classes.txt"
-    names = listed.read_text("utf-8-sig").splitlines() if listed.is_file() else []
+    names = listed.read_text("utf-8-sig", "replace").splitlines() if listed.is_file() else []
     used = {a.label for p in pictures for a in p.annotations}
     return [*names, *sorted(used - {*names})]
 
@@ -404,8 +414,8 @@ def _write_voc(data:LabelSet, folder:Path):
 # %% ../nbs/tools/23_label_formats.ipynb #d15aabd3
 def _studio_result(r:dict, where:str, problems:list) -> Annotation|None:
     value, w, h = r.get("value", {}), r.get("original_width"), r.get("original_height")
-    label = next((v[0] for k, v in value.items() if k.endswith("labels") and v), "")
     try:
+        label = next((v[0] for k, v in value.items() if k.endswith("labels") and v), "")
         if r["type"].startswith("rectangle"):
             x, y, u, v = (float(value[k]) for k in ("x", "y", "width", "height"))
             box = (x * w / 100, y * h / 100, (x + u) * w / 100, (y + v) * h / 100)
@@ -417,31 +427,35 @@ def _studio_result(r:dict, where:str, problems:list) -> Annotation|None:
             mask = unpack_mask(value["rle"], h, w)
             return Annotation(label, tight_box(mask), mask=mask, where=where)
         problems.append(Problem("left-out", where, f"a {r['type']} is neither box nor shape"))
-    except (KeyError, TypeError, ValueError, IndexError) as e:
-        problems.append(Problem("not-a-number", where, f"damaged ({e!r})"))
+    except Exception as e: problems.append(Problem("not-a-number", where, f"damaged ({e!r})"))
+
+def _studio_task(n:int, task:dict, file:Path, root:Path, problems:list) -> Labelled|None:
+    url = urlsplit(str(task["data"].get("image", "")))
+    text = parse_qs(url.query).get("d", [unquote(url.path)])[0]
+    path = find_below(text, root, root/"images")
+    if path is None and "/upload/" in text:   # Label Studio puts 8 letters before the name
+        path = find_below(re.sub(r"^[0-9a-f]{8}-", "", Path(text).name), root/"images", root)
+    if path is None: problems.append(Problem("no-picture", f"{file}, task {n}", f"no {text}"))
+    results = [r for a in task.get("annotations", []) if not a.get("was_cancelled")
+               for r in a["result"]]
+    found = [_studio_result(r, f"{file}, task {n}, result {k}", problems)
+             for k, r in enumerate(results, 1) if "value" in r]
+    data, first = task["data"], results[0] if results else {}
+    size = _number_list([data.get("width"), data.get("height")], 2) or _number_list(
+        [first.get("original_width"), first.get("original_height")], 2)
+    if not size and path: size = _sized(path, problems)
+    folders = [SPLITS[f] for f in Path(text).parts[:-1] if f in SPLITS]
+    split = data.get("split") or (folders or ["train"])[-1]
+    name = data.get("file") or _below(text, split)
+    if size: return Labelled(name, *map(int, size), tuple(a for a in found if a), split, path,
+                             f"{file}, task {n}")
 
 def _read_studio(file:Path, tasks:list, root:Path) -> LabelSet:
     pictures, problems = [], []
     for n, task in enumerate(tasks, 1):
-        url = urlsplit(str(task["data"].get("image", "")))
-        text = parse_qs(url.query).get("d", [unquote(url.path)])[0]
-        path = find_below(text, root, root/"images")
-        if path is None and "/upload/" in text:   # Label Studio puts 8 letters before the name
-            path = find_below(re.sub(r"^[0-9a-f]{8}-", "", Path(text).name), root/"images", root)
-        if path is None: problems.append(Problem("no-picture", f"{file}, task {n}", f"no {text}"))
-        results = [r for a in task.get("annotations", []) if not a.get("was_cancelled")
-                   for r in a["result"]]
-        found = [_studio_result(r, f"{file}, task {n}, result {k}", problems)
-                 for k, r in enumerate(results, 1) if "value" in r]
-        data, first = task["data"], results[0] if results else {}
-        size = _number_list([data.get("width"), data.get("height")], 2) or _number_list(
-            [first.get("original_width"), first.get("original_height")], 2)
-        if not size and path: size = _sized(path, problems)
-        folders = [SPLITS[f] for f in Path(text).parts[:-1] if f in SPLITS]
-        split = data.get("split") or (folders or ["train"])[-1]
-        name = data.get("file") or _below(text, split)
-        if size: pictures.append(Labelled(name, *map(int, size), tuple(a for a in found if a),
-                                          split, path, f"{file}, task {n}"))
+        with _kept(problems, f"{file}, task {n}"):
+            pictures.append(_studio_task(n, task, file, root, problems))
+    pictures = [p for p in pictures if p]
     return LabelSet(pictures, _names(root, pictures), problems)
 
 def studio_tasks(data:LabelSet) -> list[dict]:
@@ -486,27 +500,29 @@ def read_labels(source:str|Path,   # a data.yaml, a JSON file, or the folder of 
     root = source if source.is_dir() else source.parent
     found = [f for f in sorted(root.glob("*.y*ml")) if "names" in f.read_text("utf-8", "replace")]
     if source.is_dir() and found: return _read_yolo(found[0])
-    sets = [_read_json(f, root) for f in (sorted(source.rglob("*.json")) if source.is_dir()
-                                          else [source])]
+    sets, broken = [], []
+    for f in sorted(source.rglob("*.json")) if source.is_dir() else [source]:
+        try: sets.append(_read_json(f, root))
+        except UsageError as e:
+            if source.is_file(): raise
+            broken.append(Problem("unreadable", str(f), str(e)))
     sets = [s for s in sets if s]
     if not sets and source.is_dir() and any(source.rglob("*.xml")): sets = [_read_voc(source)]
     if not sets: raise UsageError(
-        f"In {source} there are no labels: no data.yaml, no JSON of COCO or Label Studio, no XML.")
+        f"In {source} there are no labels: no data.yaml, no JSON of COCO or Label Studio, no XML."
+        + "".join(f" {p.what}" for p in broken[:1]))
     names = [*dict.fromkeys(n for s in sets for n in s.names)]
     return LabelSet([p for s in sets for p in s.pictures], names,
-                    [p for s in sets for p in s.problems])
+                    broken + [p for s in sets for p in s.problems])
 
 def _read_json(file:Path, root:Path) -> LabelSet|None:   # None for a JSON file of another kind
     if file.parent.name == "annotations" and root == file.parent: root = root.parent
-    try: content = json.loads(file.read_text("utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as e: raise UsageError(
-        f"{file} is no JSON that can be read ({e}).") from e
-    try:
+    with boundary(f"{file} is no JSON that can be read", "Export it again.", UsageError):
+        content = json.loads(file.read_text("utf-8-sig"))
+    with boundary(f"{file} lacks what its format needs", "Export it again.", UsageError):
         if isinstance(content, dict) and "images" in content: return _read_coco(file, content, root)
         if isinstance(content, list) and content and "data" in content[0]:
             return _read_studio(file, content, root)
-    except (KeyError, TypeError, AttributeError) as e: raise UsageError(
-        f"{file} lacks what its format needs ({e!r}).") from e
     return None
 
 def write_labels(data:LabelSet, folder:str|Path,

@@ -121,7 +121,9 @@ def price_list(table:str|Path,           # a CSV file; rows that are there are n
               ) -> list[dict]:
     "Measure what label faults cost, a row a case; a run that was cut goes on where it stopped."
     table = Path(table)
-    rows = [*csv.DictReader(io.StringIO(table.read_text("utf-8")))] if table.is_file() else []
+    text = table.read_text("utf-8", "replace") if table.is_file() else ""
+    rows = [r for r in csv.DictReader(io.StringIO(text))   # a line that was cut is measured again
+            if None not in (*r, *r.values()) and r.get("seed", "").isdecimal()]
     done = {(r["fault"], float(r["rate"]), int(r["seed"])) for r in rows}
     for k, (fault, rate, seed) in enumerate(cases):
         if (fault or "none", rate, seed) in done: continue

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from .assets import reading_weights
 from .files import CourseError, Progress, UsageError, no_progress, read_json, write_json
 from .pictures import read_pictures
 from .worlds import World, shapes
@@ -150,8 +151,9 @@ def load_segmenter(folder:str|Path) -> tuple[UNet, dict]:
     weights = Path(folder)/"model.safetensors"
     if not isinstance(config, dict) or not weights.is_file(): raise UsageError(
         f"{folder} holds no segmenter: config.json or model.safetensors is missing or damaged.")
-    model = UNet(*(config[name] for name in ("classes", "width", "depth", "skips")))
-    model.load_state_dict(load_file(weights))
+    with reading_weights(weights, UsageError):
+        model = UNet(*(config[name] for name in ("classes", "width", "depth", "skips")))
+        model.load_state_dict(load_file(weights))
     return model.eval(), config
 
 # %% ../nbs/week3/04_segmenter.ipynb #57a8b893

@@ -194,10 +194,15 @@ def train_yolo(yolo,                   # an `ultralytics.YOLO`: where to start
     output_dir = Path(output_dir).resolve()
     whole = output_dir/"weights"/"resume.pt"
     if not resume: shutil.rmtree(output_dir/"weights", ignore_errors=True)
-    started = whole.is_file()
-    if started:
-        yolo = open_yolo(whole)
-        if yolo.ckpt["epoch"] < 0: return _best(whole)   # so Ultralytics marks what is done
+    if started := whole.is_file():
+        try:
+            kept = open_yolo(whole)
+            if kept.ckpt["epoch"] < 0: return _best(whole)   # so Ultralytics marks what is done
+            yolo = kept
+        except (CourseError, KeyError, TypeError):
+            whole.replace(whole.with_name("resume.bad.pt"))
+            progress(0, epochs, "the checkpoint was damaged: from the beginning")
+            started = False
     with _threads_kept() as threads:
         def keep(trainer):
             write_atomic(whole, trainer.last.read_bytes())

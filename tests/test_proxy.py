@@ -71,11 +71,13 @@ def test_a_client_for_the_web_uses_the_proxy(proxy):
 
 @pytest.mark.parametrize("name, value", [
     ("ALL_PROXY", "socks5://127.0.0.1:9"), ("HTTPS_PROXY", "nonsense://x"),
+    ("HTTPS_PROXY", "http://[::1"), ("NO_PROXY", "::1/128,10.0.0.0/8"),
     ("SSL_CERT_FILE", "/nowhere/certificates.pem")])
 def test_a_variable_that_cannot_work_is_named(monkeypatch, name, value):
     from mlcourse.assets import http_client
     from mlcourse.files import CourseError
-    for other in (*SPELT, "SSL_CERT_FILE"): monkeypatch.delenv(other, raising=False)
+    for other in (*SPELT, "SSL_CERT_FILE", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(other, raising=False)
     monkeypatch.setenv(name, value)
     with pytest.raises(CourseError, match=name): http_client("https://example.org/").close()
     http_client("http://127.0.0.1:9/").close()   # this machine needs none of it
