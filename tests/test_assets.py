@@ -148,7 +148,7 @@ def test_a_hub_that_refuses(status, code, says, cache, environment, tmp_path):
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     env = {k: v for k, v in environment.items() if not k.startswith("HF_")}
     env |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "MLCOURSE_CACHE": str(cache),
-            "HF_HOME": str(tmp_path / "hf")}
+            "HF_HOME": str(tmp_path / "hf"), "NO_PROXY": "127.0.0.1"}
     command = [sys.executable, "-c", HUB]
     try: out = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     finally:
