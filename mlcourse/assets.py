@@ -4,9 +4,9 @@
 
 # %% ../nbs/lib/04_assets.ipynb #87d687ba
 from __future__ import annotations
-import ipaddress, os, shutil, time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import ipaddress, os, shutil, threading, time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata, resources
@@ -18,7 +18,7 @@ from .files import (CourseError, Progress, boundary, cache_dir, causes, digest, 
 
 # %% auto #0
 __all__ = ['ASSETS', 'STANDINS', 'PROXIES', 'TRIES', 'WANTED', 'UNWANTED', 'AssetError', 'Asset', 'find_asset', 'disk_needed',
-           'is_loopback', 'http_client', 'hub_says', 'reading_weights', 'load_pretrained', 'fetch', 'verify',
+           'is_loopback', 'http_client', 'serving', 'hub_says', 'reading_weights', 'load_pretrained', 'fetch', 'verify',
            'licences']
 
 # %% ../nbs/lib/04_assets.ipynb #36c26518
@@ -119,6 +119,20 @@ def http_client(url:str,             # what it is for
     with boundary(f"The network cannot be used as {' and '.join(named) or 'proxies'} in the "
                   "environment say", "Correct or unset what is wrong there."):
         return httpx.Client(follow_redirects=True, timeout=limits, trust_env=not is_loopback(url))
+
+# %% ../nbs/lib/04_assets.ipynb #c31d1fbc
+@contextmanager
+def serving(handler,                # a class from `http.server`, such as `BaseHTTPRequestHandler`
+           ) -> Iterator[str]:      # `http://127.0.0.1:PORT`
+    "Serve on a free port of this machine, and of no other, while the block runs."
+    from http.server import ThreadingHTTPServer
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.handle_error = lambda *args: None   # a client that goes away is no news
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    try: yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 # %% ../nbs/lib/04_assets.ipynb #fe63c73e
 class _TooLong(Exception): "This address sends more bytes than the file has."
