@@ -322,7 +322,8 @@ def reading_weights(file:str|Path, error:type[CourseError]=AssetError):   # a co
 def load_pretrained(kind,                 # a class of transformers, such as `AutoTokenizer`
                     source:str|Path,      # a model's folder, or its name on the hub
                     error:type[CourseError]=AssetError,
-                    **options):           # of `from_pretrained`
+                    **options,            # of `from_pretrained`
+                   ):                     # what that gives
     "`kind.from_pretrained(source)`, with a sentence for whatever it raises."
     if is_folder := Path(source).is_dir(): step = (
         "Is the folder whole, and of a kind of model that this version of transformers knows? "

@@ -17,7 +17,8 @@ class TemplateFault(CourseError, ValueError):
 def chat_text(tok,                    # a tokenizer
               messages:list[dict],    # role and content
               tokenize:bool=False,    # True: a dictionary with `input_ids`
-              **options):             # of `apply_chat_template`
+              **options,              # of `apply_chat_template`
+             ):                       # text, or the dictionary
     "A conversation as the model's own template writes it. Raises `TemplateFault`."
     name = tok.name_or_path or "this model"
     what, step = f"The chat template of {name} cannot write this conversation", (
