@@ -223,9 +223,8 @@ def _yolo_line(line:str, where:str, names:dict, size:tuple) -> Annotation|Proble
 
 def _read_yolo(data:Path) -> LabelSet:
     import yaml
-    try: about = yaml.safe_load(data.read_text("utf-8-sig"))
-    except (OSError, ValueError, yaml.YAMLError) as e: raise UsageError(
-        f"{data} cannot be read ({e}). Give the data.yaml of your data set.") from e
+    with boundary(f"{data} cannot be read", "Give the data.yaml of your data set.", UsageError):
+        about = yaml.safe_load(data.read_text("utf-8-sig"))
     if not isinstance(about, dict) or not about.get("names"): raise UsageError(
         f"{data} has no `names`. Add the list of your classes.")
     names, problems, pictures, seen = about["names"], [], [], set()

@@ -14,7 +14,8 @@ from typing import Annotated, Optional
 import numpy as np
 import typer
 from .course import command
-from .files import CourseError, UsageError, console, digest, size_of, write_json
+from .files import (CourseError, UsageError, boundary, console, digest, size_of,
+                            write_json)
 from .record import machine, versions
 
 # %% auto #0
@@ -218,10 +219,10 @@ def _runner(session, feeds) -> Callable:
     own = {i.name: a.astype(NUMBERS.get(i.type.removeprefix("tensor(")[:-1], a.dtype))
            for i, a in zip(session.get_inputs(), feeds.values())}
     def run():
-        try: return session.run(None, own)
-        except Exception as e: raise ReceiptError(
-            f"The model does not run on inputs of {[list(a.shape) for a in own.values()]}: "
-            f"{str(e).splitlines()[0]}") from e
+        shapes = [list(a.shape) for a in own.values()]
+        with boundary(f"The model does not run on inputs of {shapes}",
+                      "Give sizes that it was made for: --dim NAME=N.", ReceiptError):
+            return session.run(None, own)
     return run
 
 def receipt_rows(r:dict) -> list[tuple[str, str]]:   # of `receipt`
@@ -254,11 +255,10 @@ def receipt_rows(r:dict) -> list[tuple[str, str]]:   # of `receipt`
 # %% ../nbs/tools/24_receipt.ipynb #d4c10028
 def top1(file:str|Path) -> Callable:   # to a session's share of right answers
     "Accuracy on an .npz file with a model's inputs and `labels`. Raises `UsageError`."
-    try:
+    with boundary(f"{file} is no .npz file of inputs and an array named labels",
+                  "Write one with `numpy.savez`.", UsageError):
         with np.load(Path(file).expanduser()) as z: data = {name: z[name] for name in z.files}
         labels = data.pop("labels")
-    except (OSError, ValueError, EOFError, KeyError, AttributeError) as e: raise UsageError(
-        f"{file} is no .npz file of inputs and an array named labels.") from e
     def accuracy(session) -> float:
         names = [i.name for i in session.get_inputs()]
         if lost := [n for n in names if len(data.get(n, ())) != len(labels) or not len(labels)]:

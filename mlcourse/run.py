@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 from fastcore.basics import nested_idx
 from .course import code_tree, course_key, find_course, find_notebooks, read_notebook
-from .files import (CourseError, UsageError, as_utf8, digest, duration, locked,
+from .files import (CourseError, UsageError, as_utf8, boundary, digest, duration, locked,
                             markdown_table, read_json, write_atomic, write_json)
 from .record import (Metric, commit, distributions, harvest, high_water, machine, score,
                              versions)
@@ -588,12 +588,10 @@ def signals_to(tell:Callable,   # called with ("stop", signal number)
 
 def sole_run(out:Path):   # a context manager; raises `CourseError` for a second run
     "Make the run's folder and keep other runs out of it. Raises `UsageError` where it cannot."
-    try:
+    step = "Choose another one with --out."
+    with boundary(f"The folder {out} cannot be written", step, UsageError):
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
-    except OSError as e:
-        raise UsageError(f"The folder {out} cannot be written: {e.strerror}. "
-                         "Choose another one with --out.") from e
     busy = f"Another run is writing to {out}. Wait for its end, or choose another --out."
     return locked(out/".run", timeout=0, busy=busy)
 

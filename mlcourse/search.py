@@ -185,7 +185,7 @@ class Store:
     def _name(self) -> str:
         "Which generation is current; empty if that cannot be read."
         try: name = self.current.read_text()
-        except (FileNotFoundError, UnicodeDecodeError): return ""
+        except (OSError, UnicodeDecodeError): return ""
         return name if regex.fullmatch(r"gen-\d+", name) else ""
 
     def read(self) -> tuple[list[Chunk], np.ndarray]:   # chunks; float32, shape (windows, dim)
@@ -194,7 +194,7 @@ class Store:
             try: return self._load(self.folder/self._name())
             except FileNotFoundError:   # a writer has just moved on
                 if not self._name(): break
-            except (OSError, ValueError, TypeError, EOFError): break
+            except Exception: break   # damaged, or of another embedder
         return [], np.zeros((0, self.embedder.dim), np.float32)
 
     def _load(self, folder) -> tuple[list[Chunk], np.ndarray]:

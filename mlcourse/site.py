@@ -447,10 +447,9 @@ def mathml(page:str) -> str:   # HTML, with MathML instead of TeX such as `\(x\)
     from latex2mathml.converter import convert
     def draw(m):
         tex, display = html.unescape(m[3]), "block" if m[2] == "display" else "inline"
-        try: return m[1] + convert(tex, display=display) + m[4]
-        except Exception as e:
-            raise SiteError(f"The formula {tex!r} cannot be drawn ({type(e).__name__}). "
-                            "Correct it, or write it in words.") from e
+        step = "Correct it, or write it in words."
+        with boundary(f"The formula {tex!r} cannot be drawn", step, SiteError):
+            return m[1] + convert(tex, display=display) + m[4]
     return _MATH.sub(draw, page)
 
 

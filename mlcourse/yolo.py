@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 from .assets import fetch, find_asset
-from .files import (CourseError, Progress, UsageError, cache_dir, no_progress,
+from .files import (CourseError, Progress, UsageError, boundary, cache_dir, no_progress,
                             write_atomic)
 from .worlds import BASE_SHAPES, HARD, Picture, shapes
 
@@ -95,9 +95,8 @@ def check_data(data:str|Path,   # a data.yaml
     "Read a data set's description and its labels' classes. Raises `UsageError`, by file and line."
     import yaml
     data = Path(data)
-    try: about = yaml.safe_load(data.read_text("utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as e: raise UsageError(
-        f"{data} cannot be read ({e}). Give the data.yaml of your data set.") from e
+    with boundary(f"{data} cannot be read", "Give the data.yaml of your data set.", UsageError):
+        about = yaml.safe_load(data.read_text("utf-8"))
     if not isinstance(about, dict) or not about.get("names") or {"train", "val"} - {*about}:
         raise UsageError(f"{data} needs `names`, `train` and `val`.")
     names = about["names"] if isinstance(about["names"], dict) else dict(enumerate(about["names"]))
@@ -140,10 +139,10 @@ def make_yolo(names:Sequence[str],          # of the classes
             if any(k in own and own[k].shape != v.shape for k, v in state.items()):
                 wide = DetectionModel(f"{architecture}.yaml", nc=80, verbose=False)
                 model.load(wide, verbose=False)   # what was tuned from COCO's keeps a wide head
-            try: model.load_state_dict({k: v.to(model.state_dict()[k].dtype)
-                                        for k, v in state.items()})
-            except (KeyError, RuntimeError) as e: raise CourseError(
-                f"These are no weights of {architecture} for {len(names)} classes: {e}.") from e
+            with boundary(f"These are no weights of {architecture} for {len(names)} classes",
+                          "Name the classes that it was trained on, or another file."):
+                own = model.state_dict()
+                model.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()})
         model.names, model.args, model.task = dict(enumerate(names)), {}, "detect"
         torch.save({"model": model, "train_args": {}}, f"{folder}/{architecture}.pt")
         return ultralytics.YOLO(f"{folder}/{architecture}.pt")
@@ -210,11 +209,10 @@ def train_yolo(yolo,                   # an `ultralytics.YOLO`: where to start
             progress(trainer.epoch + 1, trainer.epochs, f"loss {loss:.2f}")
         yolo.add_callback("on_train_start", lambda trainer: torch.set_num_threads(threads))
         yolo.add_callback("on_model_save", keep)
-        try: yolo.train(data=str(data), epochs=epochs, save_dir=str(output_dir), exist_ok=True,
-                        verbose=False, resume=str(whole) if started else False,
-                        **{**RECIPE, **settings})
-        except (RuntimeError, FileNotFoundError, AssertionError) as e:
-            raise CourseError(f"The training in {output_dir} broke off: {e}") from e
+        with boundary(f"The training in {output_dir} broke off", "With --resume it goes on."):
+            yolo.train(data=str(data), epochs=epochs, save_dir=str(output_dir), exist_ok=True,
+                       verbose=False, resume=str(whole) if started else False,
+                       **{**RECIPE, **settings})
     write_atomic(whole, whole.with_name("last.pt").read_bytes())
     return _best(whole)
 
