@@ -40,12 +40,12 @@ def refused(*args):
     return done.stderr
 
 
-def test_missing_yaml(tmp_path): assert "cannot be read" in refused(tmp_path / "none.yaml")
+def test_missing_yaml(tmp_path): assert "There is no" in refused(tmp_path / "none.yaml")
 
 
 def test_no_pictures(tmp_path):
     (tmp_path / "data.yaml").write_text("names: [a]\ntrain: images/train\nval: images/val\n")
-    assert "without any picture" in refused(tmp_path / "data.yaml")
+    assert "train has 0 pictures" in refused(tmp_path / "data.yaml")
 
 
 def test_class_beyond_names(data, tmp_path):
@@ -60,9 +60,9 @@ def test_pixels_instead_of_shares(data, tmp_path):
     about = yaml.safe_load(data.read_text("utf-8")) | {"path": str(tmp_path / "copy")}
     (tmp_path / "data.yaml").write_text(yaml.safe_dump(about, allow_unicode=True), "utf-8")
     (tmp_path / "copy/labels/train/00002.txt").write_text("0 40 30 20 20\n")
-    assert "00002.txt, line 1: '0 40 30 20 20' needs shares" in refused(tmp_path / "data.yaml")
+    assert "00002.txt, line 1: this box of heart needs shares" in refused(tmp_path / "data.yaml")
     shutil.rmtree(tmp_path / "copy/labels/train")
-    assert "no picture of train has labels" in refused(tmp_path / "data.yaml")
+    assert "train has 16 pictures, none with" in refused(tmp_path / "data.yaml")
 
 
 def test_bad_flags(data):
