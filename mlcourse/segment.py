@@ -102,6 +102,7 @@ def train(model:nn.Module, pixels:Tensor, masks:Tensor,    # as `tensors` gives 
           loss:Callable[[Tensor, Tensor], Tensor],         # of fp32 logits, and class numbers
           epochs:int, batch_size:int, learning_rate:float, seed:int=0,
           bf16:bool=False, progress:Progress=no_progress,  # bf16: products in bfloat16
+          stop:int=0,                                      # after so many epochs; at the end when 0
          ) -> list[float]:                                 # the loss of each step
     "Train a model in place. Raises `UsageError` where there is less than one batch."
     device, per_epoch = next(model.parameters()).device, len(pixels) // batch_size
@@ -110,7 +111,7 @@ def train(model:nn.Module, pixels:Tensor, masks:Tensor,    # as `tensors` gives 
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, learning_rate, total_steps=epochs * per_epoch, pct_start=0.2)
     generator, losses = torch.Generator().manual_seed(seed), []
-    for _ in range(epochs):
+    for _ in range(stop or epochs):
         model.train()
         order = torch.randperm(len(pixels), generator=generator)
         for rows in order.split(batch_size)[:per_epoch]:
