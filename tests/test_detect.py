@@ -1,5 +1,7 @@
-"""The detector's command as a process: what it refuses, a killed run; Ultralytics is quiet."""
+"""The detector's command: what it refuses, a killed run as a process; Ultralytics is quiet."""
 
+import contextlib
+import io
 import os
 import shutil
 import signal
@@ -13,6 +15,8 @@ import pytest
 import yaml
 
 from mlcourse.assets import ASSETS, verify
+from mlcourse.cli import main
+from mlcourse.detect import training_lists
 from mlcourse.standins import standins
 from mlcourse.worlds import HARD, NEW_SHAPES, shapes
 from mlcourse.yolo import write_yolo
@@ -35,9 +39,10 @@ def run(*args):
 
 def refused(*args):
     "What it says; it ends with 2, in a sentence."
-    done = run("train-detector", *args)
-    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-    return done.stderr
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        code = main(["train-detector", *map(str, args)])
+    assert code == 2 and "Traceback" not in said.getvalue(), said.getvalue()
+    return said.getvalue()
 
 
 def test_missing_yaml(tmp_path): assert "There is no" in refused(tmp_path / "none.yaml")
@@ -49,7 +54,8 @@ def test_no_pictures(tmp_path):
 
 
 def test_class_beyond_names(data, tmp_path):
-    about = yaml.safe_load(data.read_text("utf-8")) | {"names": ["heart"]}
+    about = yaml.safe_load(data.read_text("utf-8"))
+    about |= {"path": str(data.parent), "names": ["heart"]}
     (tmp_path / "data.yaml").write_text(yaml.safe_dump(about, allow_unicode=True), "utf-8")
     said = refused(tmp_path / "data.yaml")
     assert "line" in said and "there is no class" in said
@@ -68,6 +74,18 @@ def test_pixels_instead_of_shares(data, tmp_path):
 def test_bad_flags(data):
     assert "multiple of 32" in refused(data, "--imgsz", 100)
     assert "at least 1" in refused(data, "--epochs", 0)
+
+
+def test_paths_of_another_machine(data, tmp_path):
+    "As Roboflow writes them, and Windows; the lists name every picture whole."
+    about = yaml.safe_load(data.read_text("utf-8"))
+    for train in ("../images/train", r"D:\my set\images\train"):
+        other = data.with_name("other.yaml")
+        other.write_text(yaml.safe_dump(about | dict(train=train), allow_unicode=True), "utf-8")
+        whole = training_lists(other, tmp_path / "run")
+        assert yaml.safe_load(whole.read_text("utf-8"))["names"] == list(NEW_SHAPES)
+        lines = (tmp_path / "run/train.txt").read_text("utf-8").splitlines()
+        assert len(lines) == 16 and all(os.path.isfile(p) and os.path.isabs(p) for p in lines)
 
 
 def test_unknown_standin():
