@@ -153,7 +153,7 @@ class Feed(Dataset):
 def recipe(model, steps:int, learning_rate:float):
     "AdamW on what may change, and its schedule."
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.05, fused=True)
     return optimizer, torch.optim.lr_scheduler.OneCycleLR(
         optimizer, learning_rate, total_steps=steps, pct_start=0.1, cycle_momentum=False)
 
