@@ -61,8 +61,7 @@ def train_judge(pixels:Tensor,   # (pictures, channels, size, size), -1 to 1
         torch.manual_seed(seed)
         judge = Judge(pixels.shape[1], int(labels.max()) + 1).to(pixels.device)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=learning_rate, weight_decay=.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps,
-                                                   pct_start=.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps, pct_start=.1)
     for _ in range(steps):
         ids = torch.randint(len(labels), (batch_size,), generator=g).to(labels.device)
         moved = pixels[ids].roll(torch.randint(-1, 2, (2,), generator=g).tolist(), (2, 3))
@@ -88,8 +87,7 @@ def conditional_accuracy(judge:Judge, pixels:Tensor,
 
 def class_counts(judge:Judge, pixels:Tensor) -> list[int]:   # by class
     "How many of the pictures the judge reads as each class: zeros are forgotten classes."
-    found = read_by(judge, pixels)[1]
-    return found.bincount(minlength=judge.head.out_features).tolist()
+    return read_by(judge, pixels)[1].bincount(minlength=judge.head.out_features).tolist()
 
 # %% ../nbs/tools/28_image_scores.ipynb #28a00012
 def frechet(a:Tensor, b:Tensor) -> float:   # features, (pictures, features) each
