@@ -4,7 +4,7 @@
 
 # %% ../nbs/week4/03_sd_lora_more.ipynb #6a1e0004
 from __future__ import annotations
-import hashlib, json, re, time
+import hashlib, re, time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +23,8 @@ from .sdlora import (Encoded, LoraSettings, draw, encode, encode_texts, open_pip
 from .vram import Plan, Prediction, predict
 
 # %% auto #0
-__all__ = ['FEWEST', 'ENOUGH', 'Given', 'Wanted', 'PictureFolder', 'read_folder', 'write_captions', 'check_fit', 'file_name',
-           'class_pictures', 'train_folder', 'draw_with', 'main']
+__all__ = ['FEWEST', 'ENOUGH', 'PictureFolder', 'read_folder', 'write_captions', 'check_fit', 'file_name', 'class_pictures',
+           'train_folder', 'draw_with', 'main']
 
 # %% ../nbs/week4/03_sd_lora_more.ipynb #6a1e0008
 FEWEST, ENOUGH = 5, 20   # pictures: refused below the first, advised from the second on
@@ -80,17 +80,15 @@ def read_folder(folder:str|Path,
     if len(files) < ENOUGH: notes.append(f"only {len(files)} pictures may be learned by heart")
     return PictureFolder(files, pictures, captions, notes, trigger)
 
-def write_captions(folder:PictureFolder) -> list[Path]:   # those that are new
-    "Write a caption beside each picture that has none; a folder that is read-only stays as it is."
-    new = []
+def write_captions(folder:PictureFolder) -> str:   # what was done
+    "Write a caption beside each picture that has none."
+    new = 0
     for file, said in zip(folder.files, folder.captions):
-        text = file.with_suffix(".txt")
-        if text.exists(): continue
-        try: new.append(write_atomic(text, said + "\n"))
-        except OSError as e:
-            folder.notes.append(f"captions are not written ({e.strerror}); they count all the same")
-            break
-    return new
+        if (text := file.with_suffix(".txt")).exists(): continue
+        try: write_atomic(text, said + "\n")
+        except OSError as e: return f"captions cannot be written ({e.strerror}); they still count"
+        new += 1
+    return f"{new} captions written beside the pictures"
 
 # %% ../nbs/week4/03_sd_lora_more.ipynb #6a1e000e
 def check_fit(s:LoraSettings,
@@ -154,23 +152,20 @@ def train_folder(pipe, folder:PictureFolder, settings:LoraSettings,
     name = file_name(folder.trigger)
     file, other = save_lora(pipe, out/f"{name}.safetensors"), out/f"{name}.kohya.safetensors"
     lora = read_lora(file)
-    lora.metadata |= {"modelspec.trigger_phrase": folder.trigger, "ss_tag_frequency": json.dumps(
-        {folder.files[0].parent.name: {folder.trigger: len(folder.files)}}, ensure_ascii=False)}
+    lora.metadata |= {"modelspec.trigger_phrase": folder.trigger}
     other.unlink(missing_ok=True)
     return file, write_lora(lora, "kohya", other)
 
 def draw_with(pipe, prompt:str,
-              lora:str|Path="",      # a file; none draws the model as it was
-              strength:float=1.,     # times the update
+              lora:str|Path,         # a file for diffusers or Kohya's tools
+              strength:float=1.,     # times the update; 0 draws the model as it was
               seed:int=0, **how) -> Image.Image:
     "A picture for a page, and the pipeline left as it was."
-    if lora: pipe.load_lora_weights(str(lora), adapter_name="page")
+    pipe.load_lora_weights(str(lora), adapter_name="page")
     try:
-        if lora: pipe.set_adapters("page", strength)
-        pixels = draw(pipe, [prompt], seed, **how)[0]
-    finally:
-        if lora: pipe.delete_adapters("page")
-    return _picture(pixels)
+        pipe.set_adapters("page", strength)
+        return _picture(draw(pipe, [prompt], seed, **how)[0])
+    finally: pipe.delete_adapters("page")
 
 # %% ../nbs/week4/03_sd_lora_more.ipynb #6a1e0018
 def _kind(model:str, size:int) -> tuple[bool, int]:   # as large as SD 1.5?; pixels of a side
@@ -181,12 +176,9 @@ def _kind(model:str, size:int) -> tuple[bool, int]:   # as large as SD 1.5?; pix
         return sum(unet["block_out_channels"]) >= 3000, size or pixels
     return (False, size or 32) if model == "toy-sd" else (True, size or 512)
 
-Given = Annotated[str, typer.Option()]
-Wanted = Annotated[bool, typer.Option("--plan")]
-
 @command("train-lora")
-def main(images:Given,           # a folder of pictures
-         trigger:Given,          # a word that the model does not know
+def main(images:Annotated[str, typer.Option()],    # a folder of pictures
+         trigger:Annotated[str, typer.Option()],   # a word that the model does not know
          model:str="stable-diffusion-1.5",   # or toy-sd, or a folder of diffusers
          output_dir:str="",      # lora-TRIGGER when not given
          what:str="a picture",   # the caption where there is none, and the class pictures'
@@ -202,9 +194,8 @@ def main(images:Given,           # a folder of pictures
          optim:str="",           # adamw_torch or adamw_8bit; by the machine when not given
          save_steps:int=50,
          seed:int=0,
-         num_inference_steps:int=25,   # of class pictures
          vram:float=0,           # plan for a card of so many GB; yours when 0
-         plan:Wanted=False,      # check and plan, and train nothing
+         plan:Annotated[bool, typer.Option("--plan")]=False,   # check and plan, train nothing
         ) -> int:
     "Train a LoRA on your own pictures, from the folder to the file; run again, it goes on."
     card, trigger = torch.cuda.is_available(), trigger.strip()
@@ -223,23 +214,23 @@ def main(images:Given,           # a folder of pictures
           f"alpha {lora_alpha:g}, {s.optim}; into {out}")
     if large:
         own = round(torch.cuda.get_device_properties(0).total_memory / 2**30) if card else 12
-        print(f"SD 1.5 on {vram or own:g} GB. {check_fit(s, vram or own).verdict}")
-        if size > 512: print("The prediction is for 512 pixels; more take more.")
+        print(f"SD 1.5 at 512 pixels on {vram or own:g} GB. {check_fit(s, vram or own).verdict}")
     if plan: return 0
     if large and not card: raise CourseError(
         f"There is no CUDA card here, and {model} takes minutes a step without one. --plan shows "
         "the plan, and --model toy-sd the whole way on a processor.")
-    print(f"{len(write_captions(folder))} captions written beside the pictures")
-    started = []
+    print(write_captions(folder))
+    started, how = [], dict(num_inference_steps=25, guidance_scale=7.5) if large else {}
     with (locked(out/"run", 0, f"Another training goes on in {out}."),
           progress_bar("training") as bar):
         def progress(done, total, words=""):
             bar(done, total, words)
-            if words.startswith("loss"): started.append(time.monotonic())
-            if words.startswith("loss") and len(started) == 6:
+            if not words.startswith("loss"): return
+            started.append(time.monotonic())
+            if len(started) == 6:
                 each = (started[5] - started[1]) / 4
                 print(f"{each:.2g} s a step: about {duration(each * (total - done))} to go")
-        files = train_folder(open_pipeline(model), folder, s, out, what, class_count, progress,
-                             num_inference_steps=num_inference_steps)
-    print(f"for diffusers: {files[0]}\nfor ComfyUI, Kohya's tools and web UIs: {files[1]}")
+        pipe = open_pipeline(model)
+        one, two = train_folder(pipe, folder, s, out, what, class_count, progress, **how)
+    print(f"for diffusers: {one}\nfor ComfyUI, Kohya's tools and web UIs: {two}")
     return 0
