@@ -44,6 +44,7 @@ def model_layers(model:str) -> dict[str, tuple[int, ...]]:   # "unet.conv_in": s
                 found[f"{part}.{name}"] = tuple(layer.weight.shape)
     return found
 
+# %% ../nbs/tools/30_lora_file.ipynb #5e0f0009
 IN_BLOCK = {"conv1": "in_layers.2", "conv2": "out_layers.3", "time_emb_proj": "emb_layers.1",
             "conv_shortcut": "skip_connection"}
 OUTER = {"conv_in": "input_blocks.0.0", "conv_out": "out.2", "time_embedding.linear_1":
@@ -64,6 +65,7 @@ def stability_name(name:str) -> str:   # "down_blocks.0.attentions.0.proj_in", s
         f"output_blocks.{3 * block + number}")
     return f"{place}.{int(attention)}.{inner}"
 
+# %% ../nbs/tools/30_lora_file.ipynb #5e0f000b
 def spell(full:str,      # "unet.conv_in"
           form:str,      # kohya, diffusers, peft, comfyui
           xl:bool=False, # as for SDXL?
@@ -78,6 +80,7 @@ def spell(full:str,      # "unet.conv_in"
     tag = {"unet": "unet", "text_encoder": "te1" if xl else "te", "text_encoder_2": "te2"}[part]
     return f"lora_{tag}_{name}".replace(".", "_")
 
+# %% ../nbs/tools/30_lora_file.ipynb #5e0f000c
 @cache
 def spellings() -> dict[str, str]:   # "lora_unet_conv_in": "unet.conv_in"
     "Every spelling of every layer of the known models, and diffusers' name of it."
@@ -88,7 +91,7 @@ def spellings() -> dict[str, str]:   # "lora_unet_conv_in": "unet.conv_in"
              f"lora_unet_{bare}".replace(".", "_"): "unet.up_blocks.0.upsamplers.0.conv"}
     return table | {spell(n, form, xl): n for form, xl in forms for n in reversed(layers)}
 
-# %% ../nbs/tools/30_lora_file.ipynb #5e0f000b
+# %% ../nbs/tools/30_lora_file.ipynb #5e0f0014
 TAIL = re.compile(
     r"(?P<key>.+?)(?P<tail>(\.lora_|[._]lora\.)(A|B|down|up|mid|linear_layer|magnitude_vector|"
     r"embedding_[AB])\b.*|\.(alpha|dora_scale|diff\w*|set_weight|[wb]_norm|(hada|lokr|b?oft)_.*|"
@@ -97,6 +100,7 @@ KINDS = {"hada_": "LoHa", "lokr_": "LoKr", "dora": "DoRA", "magnitude": "DoRA", 
          "lora_mid": "LoCon with a core", "bias": "LoRA with a bias", "diff": "whole differences",
          "embedding": "LoRA of an embedding", "1.weight": "GLoRA"}
 
+# %% ../nbs/tools/30_lora_file.ipynb #5e0f0015
 @dataclass
 class Layer:
     "What a file says of one layer."
@@ -125,6 +129,7 @@ class LoraFile:
     @property
     def lora(self) -> list[Layer]: return [n for n in self.layers if n.kind == "LoRA"]
 
+# %% ../nbs/tools/30_lora_file.ipynb #5e0f0017
 STARTS = {"PEFT": "base_model.", "Kohya": ("lora_unet_", "lora_te"), "ComfyUI": "diffusion_model.",
           "diffusers": ("unet.", "text_encoder", "down_blocks.", "up_blocks.", "mid_block.")}
 PICKLE = ("a pickle (.ckpt, .pt, .bin), which can run a program when it is opened, so it is not "
@@ -133,6 +138,7 @@ NO_LORA = {b"PK\3\4": PICKLE, b"\x80": PICKLE, b"GGUF": "a GGUF file",
            b"version https://git-lfs": "a pointer of Git LFS: `git lfs pull` brings the file",
            b"<": "a web page: the download asked for a login, or failed"}
 
+# %% ../nbs/tools/30_lora_file.ipynb #5e0f0018
 def _open(path:Path) -> tuple[dict, dict[str, str]]:
     "Tensors and metadata of a safetensors file. Raises `CourseError`."
     from safetensors import SafetensorError, safe_open
@@ -143,12 +149,14 @@ def _open(path:Path) -> tuple[dict, dict[str, str]]:
         raise CourseError(f"{path} is {why}.")
     try:
         with safe_open(path, framework="pt") as f:
-            return {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
+            kept = {k: f.get_tensor(k) if TAIL.fullmatch(k) else None for k in f.keys()}
+            return kept, f.metadata() or {}   # of a whole model nothing is read
     except SafetensorError as e:
         size, needs = path.stat().st_size, 8 + int.from_bytes(head[:8], "little")
         cut = "cut short" if size < needs or "ncomplete" in str(e) else "damaged"
         raise CourseError(f"{path} is {cut} ({size:,} bytes). Fetch it again.") from e
 
+# %% ../nbs/tools/30_lora_file.ipynb #5e0f001a
 def _configured(config:dict, layer:Layer, path:Path) -> float|None:
     "The alpha that a configuration gives to a layer as PEFT reads it, for a factor alpha/r."
     name, rank = layer.name.partition(".")[2], layer.rank
@@ -158,8 +166,10 @@ def _configured(config:dict, layer:Layer, path:Path) -> float|None:
     if of("rank", config.get("r", rank)) != rank: raise CourseError(
         f"{path}: the configuration gives {name} another rank than its matrices have ({rank}).")
     alpha = of("alpha", config.get("lora_alpha"))
-    return alpha * math.sqrt(rank) if alpha and config.get("use_rslora") else alpha
+    if alpha is None: return None
+    return float(alpha) * (math.sqrt(rank) if config.get("use_rslora") else 1)
 
+# %% ../nbs/tools/30_lora_file.ipynb #5e0f001c
 def _layer(key:str, tensors:dict, path:Path) -> Layer:
     "One layer of a file, checked."
     kinds = [kind for part, kind in KINDS.items() if any(part in tail for tail in tensors)]
@@ -176,13 +186,18 @@ def _layer(key:str, tensors:dict, path:Path) -> Layer:
                 for half in ("lora_A|down", "lora_B|up"))
     if down is None or up is None: raise CourseError(
         f"{path}: of {key} there is one matrix and not the other.")
-    if min(up.ndim, down.ndim) < 2 or up.shape[1] != down.shape[0]: raise CourseError(
+    if min(up.ndim, down.ndim) < 2 or not up.shape[1] == down.shape[0] > 0: raise CourseError(
         f"{path}: the matrices of {key} do not fit: {(*up.shape,)} after {(*down.shape,)}.")
-    if not (down.isfinite().all() and up.isfinite().all()): raise CourseError(
-        f"{path}: {key} holds numbers that are none (NaN or infinite); its training had failed.")
-    alpha = tensors[".alpha"].item() if ".alpha" in tensors else None
-    return Layer(name, key, "LoRA", down, up, alpha, alpha is not None)
+    alpha = tensors.get(".alpha")
+    if not all(t is None or t.float().isfinite().all() for t in (down, up, alpha)):
+        raise CourseError(f"{path}: {key} holds numbers that are none (NaN or infinite); its "
+                          "training had failed.")
+    if alpha is not None and alpha.numel() != 1: raise CourseError(
+        f"{path}: the alpha of {key} is {alpha.numel()} numbers, and should be one.")
+    told = alpha is not None
+    return Layer(name, key, "LoRA", down, up, alpha.item() if told else None, told)
 
+# %% ../nbs/tools/30_lora_file.ipynb #5e0f001d
 def read_lora(path:str|Path,        # a .safetensors file, or the folder of a PEFT adapter
              ) -> LoraFile:
     "Read a LoRA file in any of the spellings. Raises `CourseError` for what is none."
@@ -204,14 +219,15 @@ def read_lora(path:str|Path,        # a .safetensors file, or the folder of a PE
         if not isinstance(config, dict): raise CourseError(
             f"The adapter configuration of {file} cannot be read: it is no JSON object.")
         for key, group in groups.items():
-            layer = _layer(key, group, file)
+            layers.append(layer := _layer(key, group, file))
             if file.parent.name == "text_encoder_2":   # as PEFT's names do not tell them apart
                 layer.name = layer.name.replace("text_encoder.", "text_encoder_2.")
             own = {k.removeprefix(f"{layer.part}."): v for k, v in config.items()
                    if peft or k.startswith(f"{layer.part}.")}
-            if layer.kind == "LoRA" and not layer.tensor:
-                layer.alpha = _configured(own, layer, file)
-            layers.append(layer)
+            if layer.kind != "LoRA" or layer.tensor: continue
+            try: layer.alpha = _configured(own, layer, file)
+            except (TypeError, ValueError, AttributeError, re.error) as e: raise CourseError(
+                f"The adapter configuration of {file} cannot be read: {e}.") from e
         metadata |= about
     if not layers: raise CourseError(
         f"{path} holds no LoRA: its tensors have other names ({min(others, default='none')}).")
@@ -219,7 +235,7 @@ def read_lora(path:str|Path,        # a .safetensors file, or the folder of a PE
                        if all(n.key.startswith(start) for n in layers)), "mixed")
     return LoraFile(path, convention, layers, metadata, others)
 
-# %% ../nbs/tools/30_lora_file.ipynb #5e0f0010
+# %% ../nbs/tools/30_lora_file.ipynb #5e0f0026
 PROGRAMS = ("PEFT", "diffusers", "Kohya", "ComfyUI")
 
 def fits(lora:LoraFile) -> list[str]:   # of `MODELS`; empty when it fits none
@@ -230,6 +246,7 @@ def fits(lora:LoraFile) -> list[str]:   # of `MODELS`; empty when it fits none
         return w and (n.kind != "LoRA" or size(n.up.shape[:1], n.down.shape[1:]) == size(w))
     return [m for m in MODELS if all(has(model_layers(m), n) for n in lora.layers)]
 
+# %% ../nbs/tools/30_lora_file.ipynb #5e0f0027
 def taken_alphas(lora:LoraFile,
                  program:str,             # of `PROGRAMS`
                 ) -> list[float|None]:    # by layer of `lora.lora`; None: it does not read that one
@@ -257,6 +274,7 @@ def taken_alphas(lora:LoraFile,
         return (n.alpha if n.tensor else n.rank) if old or n.key.startswith(new) else None
     return [takes(n) for n in lora.lora]
 
+# %% ../nbs/tools/30_lora_file.ipynb #5e0f0029
 def update_norms(lora:LoraFile, alphas=None) -> list[float]:   # by layer of `lora.lora`
     "The Frobenius norms of alpha/r B A, with the file's alphas or with others; None counts 0."
     def product(n):
@@ -265,7 +283,7 @@ def update_norms(lora:LoraFile, alphas=None) -> list[float]:   # by layer of `lo
     alphas = [n.alpha for n in lora.lora] if alphas is None else alphas
     return [(a or 0) / n.rank * product(n) if a else 0. for n, a in zip(lora.lora, alphas)]
 
-# %% ../nbs/tools/30_lora_file.ipynb #5e0f0015
+# %% ../nbs/tools/30_lora_file.ipynb #5e0f0030
 FORMS = ("kohya", "diffusers", "peft")
 
 def _config(layers:list[Layer]) -> dict:
@@ -280,6 +298,7 @@ def _config(layers:list[Layer]) -> dict:
     return dict(r=r, lora_alpha=alpha, rank_pattern=ranks, alpha_pattern=patterns,
                 target_modules=sorted(names))
 
+# %% ../nbs/tools/30_lora_file.ipynb #5e0f0031
 def convert_lora(lora:LoraFile,
                  to:str,                  # of `FORMS`
                  alpha:float|None=None,   # only where the file does not say it
@@ -290,6 +309,7 @@ def convert_lora(lora:LoraFile,
     lost = [n.kind for n in lora.layers if n.kind != "LoRA"] + lora.others
     lost += [f"{n.name}, no layer of SD 1.5 or SDXL" for n in lora.lora
              if n.name not in spellings()]
+    lost += ["one layer twice"] if len({n.name for n in lora.layers}) < len(lora.layers) else []
     if lost: raise CourseError(f"{lora.path} is not converted, for it also holds {lost[0]}.")
     silent = [n for n in lora.layers if not n.alpha]
     if silent and alpha is None: raise UsageError(
@@ -316,10 +336,11 @@ def convert_lora(lora:LoraFile,
         {f"{p}.{k}": v for p, config in configs.items() for k, v in config.items()})
     return tensors, metadata, configs
 
+# %% ../nbs/tools/30_lora_file.ipynb #5e0f0032
 def write_lora(lora:LoraFile, to:str, output:str|Path|None=None, alpha:float|None=None) -> Path:
     "Convert to a new file; for PEFT to a new folder, with a folder a model. Overwrites nothing."
     from safetensors.torch import save
-    out = Path(output or lora.path.with_suffix(
+    out = Path(output or lora.path.resolve().with_suffix(
         ".peft" if to == "peft" else f".{to}.safetensors")).expanduser()
     if out.exists(): raise UsageError(f"{out} is there already. Give another name: --output.")
     tensors, metadata, configs = convert_lora(lora, to, alpha)
@@ -330,7 +351,7 @@ def write_lora(lora:LoraFile, to:str, output:str|Path|None=None, alpha:float|Non
         write_json(out/part/"adapter_config.json", {"peft_type": "LORA", **config})
     return out
 
-# %% ../nbs/tools/30_lora_file.ipynb #5e0f0019
+# %% ../nbs/tools/30_lora_file.ipynb #5e0f0039
 HEADER = ("modelspec.trigger_phrase", "modelspec.architecture", "ss_base_model_version", "ss_steps",
           "ss_sd_model_name", "ss_output_name", "ss_network_dim", "ss_network_alpha")
 
@@ -345,6 +366,7 @@ def header_lines(metadata:dict[str, str]) -> list[str]:
     lines += [f"{k}: {metadata[k]}" for k in HEADER if metadata.get(k)]
     return ["".join(c if c.isprintable() else " " for c in line)[:300] for line in lines]
 
+# %% ../nbs/tools/30_lora_file.ipynb #5e0f003a
 def warnings_of(lora:LoraFile) -> list[str]:
     "What somebody should know before using a file."
     silent, said = [n for n in lora.lora if n.alpha is None], []
@@ -363,6 +385,7 @@ def warnings_of(lora:LoraFile) -> list[str]:
     if lora.others: said.append(f"{len(lora.others)} tensors belong to no layer.")
     return said
 
+# %% ../nbs/tools/30_lora_file.ipynb #5e0f003b
 def passport(lora:LoraFile, top:int=5) -> list[str]:   # lines
     "What there is to know about a LoRA file."
     def counted(values): return ", ".join(f"{v} {c}" for v, c in Counter(values).most_common(12))
@@ -385,6 +408,7 @@ def passport(lora:LoraFile, top:int=5) -> list[str]:   # lines
                   *(f"{size:10.4g}  {name}" for size, name in order), ""]
     return lines + header_lines(lora.metadata) + [f"Note: {w}" for w in warnings_of(lora)]
 
+# %% ../nbs/tools/30_lora_file.ipynb #5e0f003c
 @command("lora-passport")
 def passport_command(file:str,          # a .safetensors file, or the folder of a PEFT adapter
                      to:str="",         # also convert: kohya, diffusers or peft

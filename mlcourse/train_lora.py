@@ -24,7 +24,7 @@ from .vram import Plan, Prediction, predict
 
 # %% auto #0
 __all__ = ['FEWEST', 'ENOUGH', 'PictureFolder', 'read_folder', 'write_captions', 'check_fit', 'file_name', 'class_pictures',
-           'train_folder', 'draw_with', 'main']
+           'train_folder', 'picture_with', 'main']
 
 # %% ../nbs/week4/03_sd_lora_more.ipynb #6a1e0008
 FEWEST, ENOUGH = 5, 20   # pictures: refused below the first, advised from the second on
@@ -156,10 +156,10 @@ def train_folder(pipe, folder:PictureFolder, settings:LoraSettings,
     other.unlink(missing_ok=True)
     return file, write_lora(lora, "kohya", other)
 
-def draw_with(pipe, prompt:str,
-              lora:str|Path,         # a file for diffusers or Kohya's tools
-              strength:float=1.,     # times the update; 0 draws the model as it was
-              seed:int=0, **how) -> Image.Image:
+def picture_with(pipe, prompt:str,
+                 lora:str|Path,         # a file for diffusers or Kohya's tools
+                 strength:float=1.,     # times the update; 0 draws the model as it was
+                 seed:int=0, **how) -> Image.Image:
     "A picture for a page, and the pipeline left as it was."
     pipe.load_lora_weights(str(lora), adapter_name="page")
     try:

@@ -1,4 +1,4 @@
-"""LoRA files: diffusers and PEFT read what was converted, and every file that is none gets a sentence."""
+"""LoRA files: diffusers and PEFT read what was converted; what is none gets a sentence."""
 import json, os
 from types import SimpleNamespace
 
@@ -34,7 +34,8 @@ def pipeline():
     from diffusers import DDIMScheduler, StableDiffusionPipeline
     unet, text = parts()
     return StableDiffusionPipeline(
-        vae=None, text_encoder=text, tokenizer=None, unet=unet, scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
+        vae=None, text_encoder=text, tokenizer=None, unet=unet,
+        scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 
 
@@ -75,7 +76,7 @@ def trained(tmp_path_factory):
     return train(tmp_path_factory.mktemp("几个 LoRA"), alpha_pattern=patterns)
 
 
-def test_of_several_alphas_in_a_kohya_file_diffusers_takes_what_the_passport_says(trained, tmp_path):
+def test_of_several_alphas_diffusers_takes_what_the_passport_says(trained, tmp_path):
     lora = read_lora(write_lora(read_lora(trained[0]), "kohya", tmp_path / "k.safetensors"))
     taken = dict(zip([n.name for n in lora.layers], taken_alphas(lora, "diffusers")))
     wrong = sum(taken[n.name] != n.alpha for n in lora.layers)     # so it is not what was trained
@@ -151,7 +152,8 @@ def test_diffusers_own_converter_agrees_about_every_name(model, xl):
 def test_a_kohya_file_of_sdxl_comes_back_as_it_was(tmp_path, dtype):
     names = [n for n in model_layers("SDXL") if ".attn2.to_v" in n or "text_encoder_2" in n][:40]
     file = {}
-    for n in names + ["unet.up_blocks.1.upsamplers.0.conv", "unet.down_blocks.1.resnets.0.conv_shortcut"]:
+    names += ["unet.up_blocks.1.upsamplers.0.conv", "unet.down_blocks.1.resnets.0.conv_shortcut"]
+    for n in names:
         out, inside, *kernel = model_layers("SDXL")[n]
         key = spell(n, "kohya", True)
         file |= {f"{key}.lora_down.weight": torch.randn(2, inside, *kernel).to(dtype),
@@ -260,9 +262,11 @@ GOOD = {f"{KEY}.lora_down.weight": torch.ones(2, 320, 1, 1),
 
 
 def damaged(name):
-    if name == "nan": return {**GOOD, f"{KEY}.lora_up.weight": torch.full((320, 2, 1, 1), torch.nan)}
+    if name == "nan": return {**GOOD, f"{KEY}.lora_up.weight": torch.ones(320, 2, 1, 1) * torch.nan}
     if name == "ranks": return {**GOOD, f"{KEY}.lora_up.weight": torch.ones(320, 3, 1, 1)}
     if name == "half": return {k: v for k, v in GOOD.items() if "up" not in k}
+    if name == "alpha": return {**GOOD, f"{KEY}.alpha": torch.tensor(float("nan"))}
+    if name == "alphas": return {**GOOD, f"{KEY}.alpha": torch.ones(2)}
     if name == "zero": return {**GOOD, f"{KEY}.lora_up.weight": torch.zeros(320, 2, 1, 1)}
     if name == "other": return {"a.weight": torch.ones(1)}
 
@@ -274,7 +278,9 @@ def damaged(name):
     (b"\xff" * 64, "no safetensors file", 1), (save(damaged("nan")), "numbers that are none", 1),
     (save(damaged("ranks")), "do not fit", 1), (save(damaged("half")), "one matrix", 1),
     (save(damaged("other")), "holds no LoRA", 1), (save(damaged("zero")), "never trained", 1),
-    (save(GOOD, {"lora_adapter_metadata": "[1]"}), "no JSON object", 1), (save(GOOD), "SD 1.5", 0),
+    (save(GOOD, {"lora_adapter_metadata": "[1]"}), "no JSON object", 1),
+    (save(damaged("alpha")), "numbers that are none", 1), (save(damaged("alphas")), "2 numbers", 1),
+    (save(GOOD), "SD 1.5", 0),
     (None, "There is no LoRA file", 1)])
 def test_the_sentence_for_every_file(tmp_path, capsys, data, says, code):
     from mlcourse.cli import main
@@ -299,6 +305,26 @@ def test_the_command_converts_and_overwrites_nothing(tmp_path, capsys):
         assert main(["lora-passport", str(file), "--to", "peft"]) == 1
         assert "ermission denied" in capsys.readouterr().err
     tmp_path.chmod(0o755)
+
+
+@pytest.mark.parametrize("config", [
+    {"lora_alpha": "much"}, {"alpha_pattern": [1]}, {"lora_alpha": 1, "rank_pattern": {"(": 1}},
+    {"r": 3, "lora_alpha": 1}, {"lora_alpha": [1]}])
+def test_a_configuration_that_makes_no_sense(tmp_path, config):
+    file = {f"base_model.model.a.lora_{x}.weight": torch.ones(s) for x, s in
+            (("A", (2, 8)), ("B", (8, 2)))}
+    save_file(file, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(CourseError, match="configuration"): read_lora(tmp_path)
+
+
+def test_one_layer_in_two_spellings_is_not_converted(tmp_path):
+    other = {f"unet.down_blocks.0.attentions.0.proj_in.lora_{x}.weight": torch.ones(s) for x, s in
+             (("A", (2, 320, 1, 1)), ("B", (320, 2, 1, 1)))}
+    save_file({**GOOD, **other}, tmp_path / "a.safetensors")
+    lora = read_lora(tmp_path / "a.safetensors")
+    assert lora.convention == "mixed"
+    with pytest.raises(CourseError, match="one layer twice"): convert_lora(lora, "kohya", 1)
 
 
 @pytest.mark.parametrize("args, says", [(["--to", "webui"], "There is no form"),

@@ -1,4 +1,4 @@
-"""A LoRA of one's own pictures: the folder, the captions, what is refused, killed and gone on with."""
+"""A LoRA of one's own pictures: the folder, captions, what is refused, killed and gone on with."""
 import os, signal, struct, subprocess, sys, time, zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ from mlcourse.cli import main
 from mlcourse.files import CourseError
 from mlcourse.lora_file import read_lora
 from mlcourse.sdlora import LoraSettings, open_pipeline
-from mlcourse.train_lora import (check_fit, class_pictures, draw_with, file_name, read_folder,
+from mlcourse.train_lora import (check_fit, class_pictures, picture_with, file_name, read_folder,
                                  train_folder, write_captions)
 
 
@@ -55,7 +55,8 @@ HOW = dict(num_inference_steps=2)
 def bomb(path):
     "The header of a picture of 20,000 by 20,000, and a few bytes that unpack to it."
     def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        end = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + end
     head = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head)
                      + chunk(b"IDAT", zlib.compress(bytes(100_000))) + chunk(b"IEND", b""))
@@ -72,7 +73,7 @@ def exif(path):
     ("side.jpg", exif, "turned upright"),
     ("clear.png", lambda p: picture(9, mode="RGBA").save(p), "laid on white"),
     ("print.tif", lambda p: picture(9, mode="CMYK").save(p), "CMYK"),
-    ("deep.png", lambda p: Image.fromarray(np.arange(1600, dtype=np.uint16).reshape(40, 40)).save(p),
+    ("deep.png", lambda p: Image.fromarray(np.ones((40, 40), np.uint16)).save(p),
      "16 bits a channel"),
     ("tiny.png", lambda p: picture(9, (20, 20)).save(p), "20 by 20 pixels: enlarged to 32"),
     ("long.png", lambda p: picture(9, (160, 40)).save(p), "only the middle 25%"),
@@ -123,7 +124,8 @@ def test_captions_are_read_written_and_never_overwritten(folder):
 
 def test_a_caption_that_is_not_utf8_is_named(folder):
     (folder / "图 0.txt").write_bytes("水墨画".encode("gbk"))
-    with pytest.raises(CourseError, match="图 0.txt is not in UTF-8"): read_folder(folder, "水墨", 32)
+    with pytest.raises(CourseError, match="图 0.txt is not in UTF-8"):
+        read_folder(folder, "水墨", 32)
 
 
 def test_a_folder_that_is_read_only(folder, monkeypatch):
@@ -174,9 +176,9 @@ def test_a_page_draws_and_leaves_the_pipeline_as_it_was(folder, toy, tmp_path):
     pipe = open_pipeline(toy)
     file = train_folder(open_pipeline(toy), read_folder(folder, "zwx", 32),
                         LoraSettings(**LITTLE | dict(learning_rate=.1)), tmp_path / "out")[1]
-    plain, strong, again = (draw_with(pipe, "zwx", file, s, **HOW) for s in (0, 3, 0))
+    plain, strong, again = (picture_with(pipe, "zwx", file, s, **HOW) for s in (0, 3, 0))
     assert plain.size == (32, 32) and plain.tobytes() == again.tobytes() != strong.tobytes()
-    with pytest.raises(Exception): draw_with(pipe, "zwx", tmp_path / "none.safetensors", **HOW)
+    with pytest.raises(Exception): picture_with(pipe, "zwx", tmp_path / "none.safetensors", **HOW)
     assert not getattr(pipe.unet, "peft_config", None)
 
 
@@ -200,7 +202,8 @@ def test_output_among_the_pictures(folder, toy, capsys):
 
 
 def test_the_plan_writes_nothing(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(module, "check_fit", lambda s, vram: SimpleNamespace(verdict="Fits: 1 MiB."))
+    fits = SimpleNamespace(verdict="Fits: 1 MiB.")
+    monkeypatch.setattr(module, "check_fit", lambda s, vram: fits)
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     assert ask(folder, "--trigger", "zwx", "--plan") == 0
@@ -213,8 +216,8 @@ def test_the_plan_writes_nothing(folder, tmp_path, capsys, monkeypatch):
 
 def test_the_command_from_end_to_end(folder, toy, tmp_path, capsys):
     out = tmp_path / "out dir"
-    assert ask(folder, "--trigger", "水墨 画", "--model", toy, "--output-dir", out, "--keep", "none",
-               "--max-steps", 8, "--save-steps", 4) == 0
+    assert ask(folder, "--trigger", "水墨 画", "--model", toy, "--output-dir", out, "--keep",
+               "none", "--max-steps", 8, "--save-steps", 4) == 0
     said = capsys.readouterr().out
     assert "6 captions written" in said and "s a step" in said
     assert (out / f"{file_name('水墨 画')}.kohya.safetensors").is_file()
@@ -234,8 +237,9 @@ def test_killed_and_gone_on_with_it_ends_at_the_same_weights(folder, toy, tmp_pa
         return subprocess.Popen(
             [sys.executable, "-m", "mlcourse.cli", "train-lora", "--images", str(folder),
              "--trigger", "水墨", "--model", str(toy), "--output-dir", str(tmp_path / out),
-             "--class-count", "2", "--max-steps", "40", "--save-steps", "2"], env=environment, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, encoding="utf-8")
+             "--class-count", "2", "--max-steps", "40", "--save-steps", "2"],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            encoding="utf-8")
     cut = start("cut")
     end = time.time() + 300
     while not [*Path(tmp_path / "cut").glob("run/checkpoint-[46]*")] and time.time() < end:
