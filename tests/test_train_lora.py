@@ -227,7 +227,8 @@ def test_the_command_from_end_to_end(folder, toy, tmp_path, capsys):
 def test_what_cannot_fit_is_refused_with_what_helps():
     tight = LoraSettings(8, 16, 10, 1, 1e-4, keep="prior", gradient_checkpointing=False)
     with pytest.raises(CourseError, match="makes it fit: --gradient-checkpointing"):
-        check_fit(tight, 6)
+        check_fit(tight, 4.5)
+    with pytest.raises(CourseError, match="makes it fit: --keep none"): check_fit(tight, 4)
     with pytest.raises(CourseError, match="No setting makes it fit"): check_fit(tight, 2)
 
 
