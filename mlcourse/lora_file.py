@@ -252,9 +252,8 @@ def taken_alphas(lora:LoraFile,
                 ) -> list[float|None]:    # by layer of `lora.lora`; None: it does not read that one
     "The alpha that a program goes by, whatever was trained."
     single = fits(lora) == ["SD 1.5"]
-    def common(n):   # of this model
-        said = [m.alpha for m in lora.lora if m.part == n.part and m.alpha is not None]
-        return max(said, key=said.count, default=n.rank)
+    said = Counter((n.part, n.alpha) for n in lora.lora if n.alpha is not None)
+    common = dict(pair for pair, _ in reversed(said.most_common()))   # alpha by model
     def takes(n):
         own = n.rank if n.alpha is None else n.alpha
         if program == "PEFT": return n.alpha if lora.convention == "PEFT" else None
@@ -265,7 +264,7 @@ def taken_alphas(lora:LoraFile,
             if n.name.endswith(("q_proj", "k_proj", "v_proj")) and not any(
                     m.name.endswith("out_proj") for m in lora.lora): return None
             heard = n.tensor and "attn" not in n.name and n.part != "text_encoder"
-            return n.alpha if heard else common(n)
+            return n.alpha if heard else common.get(n.part, n.rank)
         if program == "diffusers":
             return own if lora.convention == "diffusers" and not n.tensor else None
         old = n.key.startswith(STARTS["diffusers"]) and ".text_" not in n.name and (

@@ -4,8 +4,7 @@
 
 # %% ../nbs/week4/03_sd_lora_more.ipynb #6a1e0004
 from __future__ import annotations
-import hashlib, re, time
-from collections.abc import Iterator
+import hashlib, json, re, time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -38,7 +37,7 @@ class PictureFolder:
     notes: list[str]              # what somebody should know
     trigger: str
 
-def _notes_of(file:Path, size:int) -> Iterator[str]:
+def _notes_of(file:Path, size:int):
     "What is unusual about a picture, by its header."
     with Image.open(file, formats=FORMATS) as image:
         short, long = sorted(image.size)
@@ -82,13 +81,12 @@ def read_folder(folder:str|Path,
 
 def write_captions(folder:PictureFolder) -> str:   # what was done
     "Write a caption beside each picture that has none."
-    new = 0
-    for file, said in zip(folder.files, folder.captions):
-        if (text := file.with_suffix(".txt")).exists(): continue
-        try: write_atomic(text, said + "\n")
-        except OSError as e: return f"captions cannot be written ({e.strerror}); they still count"
-        new += 1
-    return f"{new} captions written beside the pictures"
+    texts = dict(zip([f.with_suffix(".txt") for f in folder.files], folder.captions))
+    new = {text: said for text, said in texts.items() if not text.exists()}
+    try:
+        for text, said in new.items(): write_atomic(text, said + "\n")
+    except OSError as e: return f"captions cannot be written ({e.strerror}); they still count"
+    return f"{len(new)} captions written beside the pictures"
 
 # %% ../nbs/week4/03_sd_lora_more.ipynb #6a1e000e
 def check_fit(s:LoraSettings,
@@ -107,8 +105,8 @@ def check_fit(s:LoraSettings,
                       "No setting makes it fit. Take a larger card, or --model toy-sd."))
 
 # %% ../nbs/week4/03_sd_lora_more.ipynb #6a1e0011
-def file_name(trigger:str) -> str:   # such that it can be one; Chinese stays
-    "A file's name for a trigger word."
+def file_name(trigger:str) -> str:
+    "A file's name for a trigger word; Chinese stays."
     return re.sub(r"[^\w-]+", "-", trigger).strip("-") or "style"
 
 def _picture(pixels:torch.Tensor) -> Image.Image:
@@ -118,21 +116,19 @@ def class_pictures(pipe, folder:Path, what:str, count:int, progress:Progress=no_
     "Pictures of the model's own for a caption without the trigger; those that are there stay."
     files = [folder/f"{i:03}.png" for i in range(count)]
     folder.mkdir(parents=True, exist_ok=True)
-    for i in range(0, count, 4):
-        some = files[i:i + 4]
-        if all(f.is_file() for f in some): continue
-        for file, pixels in zip(some, draw(pipe, [what] * len(some), 1000 + i, **how)):
-            _picture(pixels).save(part := file.with_suffix(".part"), "PNG")
-            part.replace(file)
-        progress(i + len(some), count, "class pictures")
+    for i, file in enumerate(files):
+        if file.is_file(): continue
+        drawn = _picture(draw(pipe, [what], 1000 + i, **how)[0])
+        drawn.save(part := file.with_suffix(".part"), "PNG")
+        part.replace(file)
+        progress(i + 1, count, "class pictures")
     return [Image.open(f).convert("RGB") for f in files]
 
 def train_folder(pipe, folder:PictureFolder, settings:LoraSettings,
                  output_dir:str|Path,      # checkpoints and files; a run that lies there goes on
                  what:str="a picture",     # what class pictures show
                  class_count:int=100,      # class pictures, for keep="prior"
-                 progress:Progress=no_progress,
-                 **how,                    # how class pictures are drawn: num_inference_steps, ...
+                 progress:Progress=no_progress, **how,   # how class pictures are drawn
                 ) -> tuple[Path, Path]:    # for diffusers; for Kohya's tools and ComfyUI
     "Train a LoRA on a folder, and write it for every reader. Raises `CourseError`."
     out, key = Path(output_dir).expanduser(), hashlib.sha256(repr((what, class_count)).encode())
@@ -170,11 +166,11 @@ def picture_with(pipe, prompt:str,
 # %% ../nbs/week4/03_sd_lora_more.ipynb #6a1e0018
 def _kind(model:str, size:int) -> tuple[bool, int]:   # as large as SD 1.5?; pixels of a side
     "What is known of a model before it is opened."
-    unet, vae = (read_json(Path(model)/part/"config.json")[0] for part in ("unet", "vae"))
-    if unet and vae:
-        pixels = unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
-        return sum(unet["block_out_channels"]) >= 3000, size or pixels
-    return (False, size or 32) if model == "toy-sd" else (True, size or 512)
+    try: unet, vae = (json.loads((Path(model)/part/"config.json").read_text("utf-8"))
+                      for part in ("unet", "vae"))
+    except (OSError, ValueError): return model != "toy-sd", size or (32 if model == "toy-sd" else 512)
+    pixels = unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
+    return sum(unet["block_out_channels"]) >= 3000, size or pixels
 
 @command("train-lora")
 def main(images:Annotated[str, typer.Option()],    # a folder of pictures
@@ -214,20 +210,18 @@ def main(images:Annotated[str, typer.Option()],    # a folder of pictures
           f"alpha {lora_alpha:g}, {s.optim}; into {out}")
     if large:
         own = round(torch.cuda.get_device_properties(0).total_memory / 2**30) if card else 12
-        print(f"SD 1.5 at 512 pixels on {vram or own:g} GB. {check_fit(s, vram or own).verdict}")
+        print(f"SD 1.5 at 512 pixels: {check_fit(s, vram or own).verdict}")
     if plan: return 0
     if large and not card: raise CourseError(
-        f"There is no CUDA card here, and {model} takes minutes a step without one. --plan shows "
-        "the plan, and --model toy-sd the whole way on a processor.")
+        f"There is no CUDA card here, and {model} needs one. --plan plans, --model toy-sd runs.")
     print(write_captions(folder))
     started, how = [], dict(num_inference_steps=25, guidance_scale=7.5) if large else {}
     with (locked(out/"run", 0, f"Another training goes on in {out}."),
           progress_bar("training") as bar):
         def progress(done, total, words=""):
             bar(done, total, words)
-            if not words.startswith("loss"): return
-            started.append(time.monotonic())
-            if len(started) == 6:
+            if words.startswith("loss"): started.append(time.monotonic())
+            if len(started) == 6 and words:
                 each = (started[5] - started[1]) / 4
                 print(f"{each:.2g} s a step: about {duration(each * (total - done))} to go")
         pipe = open_pipeline(model)
