@@ -166,9 +166,10 @@ def picture_with(pipe, prompt:str,
 # %% ../nbs/week4/03_sd_lora_more.ipynb #6a1e0018
 def _kind(model:str, size:int) -> tuple[bool, int]:   # as large as SD 1.5?; pixels of a side
     "What is known of a model before it is opened."
+    large = model != "toy-sd"
     try: unet, vae = (json.loads((Path(model)/part/"config.json").read_text("utf-8"))
                       for part in ("unet", "vae"))
-    except (OSError, ValueError): return model != "toy-sd", size or (32 if model == "toy-sd" else 512)
+    except (OSError, ValueError): return large, size or (512 if large else 32)
     pixels = unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
     return sum(unet["block_out_channels"]) >= 3000, size or pixels
 
