@@ -88,7 +88,7 @@ def write_captions(folder:PictureFolder) -> str:   # what was done
     except OSError as e: return f"captions cannot be written ({e.strerror}); they still count"
     return f"{len(new)} captions written beside the pictures"
 
-# %% ../nbs/week4/03_sd_lora_more.ipynb #6a1e000e
+# %% ../nbs/week4/03_sd_lora_more.ipynb #6a1e000f
 def check_fit(s:LoraSettings,
               vram:float=12,   # of the card, GB
              ) -> Prediction:
@@ -104,7 +104,7 @@ def check_fit(s:LoraSettings,
     raise CourseError(f"{p.verdict} " + (f"This makes it fit: {helps[0]}." if helps else
                       "No setting makes it fit. Take a larger card, or --model toy-sd."))
 
-# %% ../nbs/week4/03_sd_lora_more.ipynb #6a1e0011
+# %% ../nbs/week4/03_sd_lora_more.ipynb #6a1e0012
 def file_name(trigger:str) -> str:
     "A file's name for a trigger word; Chinese stays."
     return re.sub(r"[^\w-]+", "-", trigger).strip("-") or "style"
@@ -163,7 +163,7 @@ def picture_with(pipe, prompt:str,
         return _picture(draw(pipe, [prompt], seed, **how)[0])
     finally: pipe.delete_adapters("page")
 
-# %% ../nbs/week4/03_sd_lora_more.ipynb #6a1e0018
+# %% ../nbs/week4/03_sd_lora_more.ipynb #6a1e001a
 def _kind(model:str, size:int) -> tuple[bool, int]:   # as large as SD 1.5?; pixels of a side
     "What is known of a model before it is opened."
     large = model != "toy-sd"
