@@ -39,6 +39,7 @@ class Asset:
     format: str = ""              # safetensors, gguf, text, zip or csv
     file: str = ""                # hub: the one file that is wanted, where not all are
     also: tuple[str, ...] = ()    # hub: files that are wanted beside the usual ones
+    only: tuple[str, ...] = ()    # hub: or these alone, of a pipeline that comes in several types
     size: int = 0                 # bytes of the file or folder; hub: of the download, to a MB
     sha256: str = ""              # of the file, or of the folder as `digest` defines it
     package: str = ""             # the distribution that carries it
@@ -240,7 +241,8 @@ def _keep_part(incomplete_path:Path, destination_path:Path, url_to_download:str,
 def _fetch_hub(asset:Asset) -> Path:
     "A model's folder or file: put there by hand, or in the hub's own cache, or else downloaded."
     own = cache_dir()/"hub"/asset.name
-    if (own/(asset.file or "config.json")).is_file(): return own/asset.file
+    marks = [asset.file] if asset.file else ["config.json", "model_index.json"]
+    if any((own/mark).is_file() for mark in marks): return own/asset.file
     from huggingface_hub import constants, errors, hf_hub_download, snapshot_download
     folder, repo = Path(constants.HF_HUB_CACHE), asset.path
     blobs = folder/f"models--{repo.replace('/', '--')}"/"blobs"
@@ -248,8 +250,8 @@ def _fetch_hub(asset:Asset) -> Path:
     try:
         with patch("huggingface_hub.file_download._download_to_tmp_and_move", _keep_part):
             if asset.file: path = hf_hub_download(repo, asset.file)
-            else: path = snapshot_download(repo, allow_patterns=[*WANTED, *asset.also],
-                                           ignore_patterns=UNWANTED)
+            else: path = snapshot_download(
+                repo, allow_patterns=asset.only or [*WANTED, *asset.also], ignore_patterns=UNWANTED)
     except errors.GatedRepoError as e:
         raise AssetError(f"{repo} asks you to accept its licence ({asset.licence}). Do so at "
                          f"{asset.url}, then run `hf auth login` once with a read token.") from e
