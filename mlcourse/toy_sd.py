@@ -21,17 +21,15 @@ from .worlds import BASE_SHAPES, CENTRED, PAINTS, STYLES, Picture, shapes, split
 
 # %% auto #0
 __all__ = ['COLOURS', 'WORLD', 'SEEN', 'UNSEEN', 'WORDS', 'prompt', 'to_pixels', 'tokenizer', 'scheduler', 'new_models',
-           'pipeline', 'draw', 'Judge', 'judge', 'judged', 'drawn_right', 'pretrain_judge', 'pretrain']
+           'pipeline', 'write_folder', 'draw', 'Judge', 'judge', 'judged', 'drawn_right', 'pretrain_judge', 'pretrain']
 
 # %% ../nbs/tools/29_toy_sd.ipynb #70590011
 COLOURS = tuple(c for c in PAINTS if c != "white")
 WORLD = replace(CENTRED, colours=COLOURS)   # plain; `replace(WORLD, styles=STYLES)` has all
 SEEN, UNSEEN = split_pairs(WORLD)           # (colour, shape) pairs: in training, and never there
 
-def prompt(colour:str, shape:str,
-           template:str="{what}",   # or another of `CAPTIONS`
-          ) -> str:                 # such as "an orange star"
-    "What to ask the toy for."
+def prompt(colour:str, shape:str, template:str="{what}") -> str:   # as in `CAPTIONS`
+    "What to ask the toy for, such as: an orange star."
     return template.format(what=_a(f"{colour} {shape}"))
 
 def to_pixels(pictures:Sequence[Picture]) -> torch.Tensor:   # (pictures, 3, 32, 32), 0 to 1
@@ -62,7 +60,7 @@ def scheduler():   # a diffusers.DDIMScheduler
     "The noise of the toy: cosine schedule, v-prediction."
     from diffusers import DDIMScheduler
     return DDIMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction",
-                         clip_sample=False, timestep_spacing="trailing")
+                         clip_sample=False, timestep_spacing="trailing", steps_offset=1)
 
 def new_models() -> nn.ModuleDict:   # unet, vae and text_encoder, with random weights
     "The networks of a pipeline, at the toy's size."
@@ -100,8 +98,7 @@ def _written(models:nn.Module, path:Path, about:dict|None=None) -> Path:   # `pa
              for k, v in models.state_dict().items()}
     return write_atomic(path, save(state, about))
 
-def pipeline(path:str|Path|None=None,   # weights; those that ship with the course when None
-            ):                          # a diffusers.StableDiffusionPipeline, in fp32
+def pipeline(path:str|Path|None=None):   # a StableDiffusionPipeline, with the weights that ship
     "A Stable Diffusion that draws one coloured shape. Raises `CourseError` for a damaged file."
     from diffusers import StableDiffusionPipeline
     models = new_models()
@@ -113,8 +110,11 @@ def pipeline(path:str|Path|None=None,   # weights; those that ship with the cour
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
-def draw(pipe, prompts:Sequence[str],
-         seed:int=0, steps:int=20, guidance_scale:float=3.,
+def write_folder(folder:str|Path) -> None:
+    "Write the toy as `from_pretrained` reads it, for `mlcourse rehearse` too."
+    pipeline().save_pretrained(folder)
+
+def draw(pipe, prompts:Sequence[str], seed:int=0, steps:int=20, guidance_scale:float=3.,
         ) -> torch.Tensor:   # (prompts, 3, 32, 32), from 0 to 1
     "All prompts in one batch."
     return pipe([*prompts], num_inference_steps=steps, guidance_scale=guidance_scale,
@@ -143,21 +143,18 @@ def judge(path:str|Path|None=None) -> Judge:   # weights; those that ship when N
     return model.eval()
 
 @torch.no_grad()
-def judged(pixels:torch.Tensor,          # (n, 3, 32, 32), from 0 to 1
-           model:Judge|None=None,        # the one that ships when None
-          ) -> tuple[list[str], ...]:    # shapes, colours, styles
-    "What pictures show, each named."
+def judged(pixels:torch.Tensor, model:Judge|None=None,   # (n, 3, 32, 32), from 0 to 1
+          ) -> tuple[list[str], ...]:                    # shapes, colours, styles
+    "What pictures show, each named; by the judge that ships when there is no other."
     scores = (model or judge())(pixels.float().cpu())
     return tuple([names[k] for k in s.argmax(1)] for names, s in zip(Judge.NAMES, scores))
 
 def drawn_right(pipe, pairs:Sequence[tuple[str, str]],   # (colour, shape)
-                template:str="{what}", model:Judge|None=None,
-                **settings,                              # of `draw`
-               ) -> float:                               # share with the right shape and colour
-    "How often a pipeline draws what it is asked for."
-    pictures = draw(pipe, [prompt(*p, template) for p in pairs], **settings)
-    shapes_, colours, _ = judged(pictures, model)
-    return sum(p in zip(colours[i:], shapes_[i:i + 1]) for i, p in enumerate(pairs)) / len(pairs)
+                template:str="{what}", model:Judge|None=None, **settings) -> float:
+    "Share of pictures with the right shape and colour; `settings` are those of `draw`."
+    pixels = draw(pipe, [prompt(*p, template) for p in pairs], **settings)
+    named, colours, _ = judged(pixels, model)
+    return float(np.mean([p == (c, s) for p, c, s in zip(pairs, colours, named)]))
 
 # %% ../nbs/tools/29_toy_sd.ipynb #70590051
 @contextmanager
@@ -174,14 +171,12 @@ def _alone():
 def _fit(model:nn.Module, loss:Callable[[], torch.Tensor], steps:int, lr:float,
          path:Path, progress:Progress) -> None:
     "Train, or go on from the checkpoint at `path`; then warm up and fall to 0 by a cosine."
-    weights = [w for w in model.parameters() if w.requires_grad]
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    wide = [w for w in weights if w.ndim > 1 and id(w) not in tables]
+    weights, tables = [*model.parameters()], "embeddings."   # of words and places: no matrices
+    wide = [w for n, w in model.named_parameters() if w.ndim > 1 and tables not in n]
+    rest = [w for n, w in model.named_parameters() if w.ndim < 2 or tables in n]
     flat = [nn.Parameter(w.data.view(len(w), -1)) for w in wide]   # Muon knows only matrices
-    known = {id(w) for w in wide}
     optimisers = (torch.optim.Muon(flat, lr, weight_decay=.05, adjust_lr_fn="match_rms_adamw"),
-                  torch.optim.AdamW([w for w in weights if id(w) not in known], lr,
-                                    betas=(.9, .98), weight_decay=0))
+                  torch.optim.AdamW(rest, lr, betas=(.9, .98), weight_decay=0))
     done = 0
     if path.is_file():
         kept = torch.load(path, weights_only=True)
@@ -201,9 +196,8 @@ def _fit(model:nn.Module, loss:Callable[[], torch.Tensor], steps:int, lr:float,
             o.step()
         model.zero_grad()
         if step % 50 == 49 or step + 1 == steps:
-            kept = io.BytesIO()
             torch.save(dict(step=step + 1, model=model.state_dict(),
-                            optimisers=[o.state_dict() for o in optimisers]), kept)
+                            optimisers=[o.state_dict() for o in optimisers]), kept := io.BytesIO())
             write_atomic(path, kept.getvalue())
         progress(step + 1, steps, f"{path.stem}: loss {value.item():.3f}")
     model.eval()
@@ -213,13 +207,13 @@ def pretrain_judge(folder:Path, progress:Progress=no_progress, n_pictures:int=60
                   ) -> tuple[Path, dict[str, float]]:   # safetensors; accuracy on 1,000 others
     "The recipe of the judge: all styles and pairs, with a little noise."
     world = replace(WORLD, styles=STYLES)
-    def data(*count_and_seed):
-        pictures = shapes(count_and_seed[0], world, count_and_seed[1])
-        truth = [(p.objects[0].label, p.objects[0].colour, p.style) for p in pictures]
+    def drawn(count, seed):
+        pictures = shapes(count, world, seed)
+        rows = [(p.objects[0].label, p.objects[0].colour, p.style) for p in pictures]
         return to_pixels(pictures), torch.tensor(
-            [[names.index(w) for names, w in zip(Judge.NAMES, words)] for words in truth])
+            [[names.index(w) for names, w in zip(Judge.NAMES, row)] for row in rows])
     with _alone():
-        (pixels, truth), model = data(n_pictures, 11), Judge()
+        (pixels, truth), model = drawn(n_pictures, 11), Judge()
         def loss():
             rows = torch.randint(len(pixels), (64,))
             some = pixels[rows]
@@ -228,10 +222,10 @@ def pretrain_judge(folder:Path, progress:Progress=no_progress, n_pictures:int=60
                        for s, t in zip(model(noisy), truth[rows].T))
         _fit(model, loss, steps, 2e-3, folder/"judge.pt", progress)
         path = _written(model, folder/"shapes-judge.safetensors")
-        pixels, truth = data(1000, 12)
-        named = zip(judged(pixels, judge(path)), truth.T, Judge.NAMES)
-    return path, {what: float(np.mean([names[t] == w for w, t in zip(words, right)]))
-                  for what, (words, right, names) in zip(("shape", "colour", "style"), named)}
+        pixels, truth = drawn(1000, 12)
+        right = [(s.argmax(1) == t).float().mean().item()
+                 for s, t in zip(judge(path)(pixels), truth.T)]
+    return path, dict(zip(("shape", "colour", "style"), right))
 
 # %% ../nbs/tools/29_toy_sd.ipynb #70590061
 def _vae_loss(vae, pixels:torch.Tensor) -> torch.Tensor:
@@ -252,11 +246,6 @@ def _said(colour:str, shape:str) -> str:
     strange = "".join(map(chr, torch.randint(97, 123, (3,)).tolist()))
     return f"{strange} {text}" if chance[3] < .05 else f"{text} {strange}"
 
-@torch.no_grad()
-def _latents(vae, pixels:torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:   # mean, deviation
-    found = [vae.encode(some * 2 - 1).latent_dist for some in pixels.split(64)]
-    return torch.cat([d.mean for d in found]), torch.cat([d.std for d in found])
-
 def pretrain(folder:Path, progress:Progress=no_progress, n_pictures:int=6000,
              vae_steps:int=900, steps:int=1400,
             ) -> tuple[Path, dict[str, float]]:   # safetensors; shares of captions drawn right
@@ -267,7 +256,9 @@ def pretrain(folder:Path, progress:Progress=no_progress, n_pictures:int=6000,
         pixels = to_pixels(shapes(n_pictures, replace(WORLD, styles=STYLES), seed=21))
         _fit(vae, lambda: _vae_loss(vae, pixels), vae_steps, 4e-3, folder/"vae.pt", progress)
         pictures = shapes(n_pictures, replace(WORLD, pairs=SEEN), seed=22)
-        mean, deviation = _latents(vae, to_pixels(pictures))
+        with torch.no_grad():
+            found = [vae.encode(p * 2 - 1).latent_dist for p in to_pixels(pictures).split(64)]
+        mean, deviation = (torch.cat([getattr(d, k) for d in found]) for k in ("mean", "std"))
         scale = 1 / mean.std().item()
         signal = noise.alphas_cumprod
         weight = (1 / (1 - signal)).clamp(max=5) * (1 - signal)   # min-SNR, for v-prediction
