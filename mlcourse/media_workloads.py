@@ -221,9 +221,6 @@ def diffusion_infer(version="1.5",        # "1.5" or "xl"
                     size=None,            # pixels of an edge; the model's own, 512 or 1024
                     batch=1,              # pictures at a time
                     attention="fused",    # fused, plain (all scores) or sliced (half of the heads)
-                    vae_slicing=False,    # decode one picture after the other
-                    vae_tiling=False,     # decode a larger picture in overlapping tiles
-                    offload=False,        # text encoders, U-Net and autoencoder take turns
                     safety=False,         # the safety checker is loaded
                     dtype=torch.float16,  # of weights and activations
                    ) -> Trace:
@@ -237,8 +234,6 @@ def diffusion_infer(version="1.5",        # "1.5" or "xl"
         unet, vae = parts["unet"], parts["vae"]
         if attention == "plain": unet.set_attn_processor(AttnProcessor())
         if attention == "sliced": unet.set_attention_slice("auto")
-        if vae_slicing: vae.enable_slicing()
-        if vae_tiling: vae.enable_tiling()
 
         def encode():
             text, pooled = encode_text(parts, 2)
@@ -266,13 +261,7 @@ def diffusion_infer(version="1.5",        # "1.5" or "xl"
             mark("decode")
             decode(x)
 
-        meta = dict(version=version, size=size, batch=batch)
-        if not offload: return follow(step, *parts.values(), **meta)
-        text = blank(2 * batch, 77, 2048 if xl else 768), blank(2 * batch, 1280) if xl else None
-        encoders = [m for n, m in parts.items() if n.startswith("text")]
-        turns = ((encode, encoders), (lambda: denoise(*text), [unet]),
-                 (lambda: decode(blank(batch, 4, size // 8, size // 8)), [vae]))
-        return max((follow(turn, *models, **meta) for turn, models in turns), key=lambda t: t.peak)
+        return follow(step, *parts.values(), version=version, size=size, batch=batch)
 
 # %% ../nbs/tools/04_media_workloads.ipynb #4c1f6ae4
 def diffusion_train(lora=0,                # rank of LoRA on the attention layers; 0: all, in 32 bit

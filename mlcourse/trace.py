@@ -338,12 +338,11 @@ class Replay:
     starts: dict = field(default_factory=dict)         # phase -> allocated when it began
     timeline: list[int] = field(default_factory=list)  # allocated after every event
     reserved: list[int] = field(default_factory=list)  # reserved after every event
-    peak_live: list = field(default_factory=list)      # (bytes, op, module) at the peak, sorted
 
 def replay(trace:Trace, cap:int|None=None) -> Replay: # cap: bytes the allocator may reserve
     "Feed `trace` to an `Allocator` and report peaks, phases and, below a cap, what breaks first."
-    a, r, live, phase, top = Allocator(cap), Replay(), {}, "start", -1
-    for i, e in enumerate(trace.events):
+    a, r, live, phase = Allocator(cap), Replay(), {}, "start"
+    for e in trace.events:
         if e.kind == "alloc":
             try: live[e.id] = a.malloc(e.nbytes, e.op, e.module)
             except OutOfMemory as oom:
@@ -351,7 +350,7 @@ def replay(trace:Trace, cap:int|None=None) -> Replay: # cap: bytes the allocator
                 break
             if a.allocated > r.peak_allocated:
                 r.peak_allocated, r.peak_op, r.peak_module = a.allocated, e.op, e.module
-                r.peak_phase, top = phase, i
+                r.peak_phase = phase
             r.phases[phase] = max(r.phases.get(phase, 0), a.allocated)
         elif e.kind == "free":
             if e.id in live: a.free(live.pop(e.id))
@@ -361,9 +360,5 @@ def replay(trace:Trace, cap:int|None=None) -> Replay: # cap: bytes the allocator
             r.starts[phase] = r.phases[phase] = a.allocated
         r.timeline.append(a.allocated)
         r.reserved.append(a.reserved)
-    r.peak_reserved, alive = a.peak_reserved, {}
-    for e in trace.events[:top + 1]:
-        if e.kind == "alloc": alive[e.id] = e
-        elif e.kind == "free": alive.pop(e.id, None)
-    r.peak_live = sorted(((e.nbytes, e.op, e.module) for e in alive.values()), reverse=True)
+    r.peak_reserved = a.peak_reserved
     return r

@@ -59,14 +59,9 @@ def test_checkpointing_saves_memory():
     assert saving < 0.8 * plain
 
 
-def test_flags_of_stable_diffusion_save_what_they_promise():
+def test_sdxl_has_its_published_counts():   # its flags: tests/test_sdxl_memory.py
     with fake(): sizes = {k: mw.n_params(m) for k, m in mw.diffusion_parts("xl").items()}
     assert sizes["unet"] == 2_567_463_684 and sizes["text_2"] == 694_659_840
-    kept, offloaded = (allocated(mw.diffusion_infer("xl", offload=on)) for on in (False, True))
-    assert offloaded < 0.8 * kept
-    whole, tiled = (allocated(mw.diffusion_infer("1.5", size=1024, vae_tiling=on))
-                    for on in (False, True))
-    assert tiled < 0.9 * whole
 
 
 @pytest.mark.parametrize("row", mw.ROWS, ids=lambda row: row.name)
