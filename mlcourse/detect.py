@@ -142,7 +142,7 @@ def fit_detr(model, pictures:Sequence[Picture],   # square ones
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=1e-4,
                                   fused=True)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps, pct_start=.1)
-    model.train().to(memory_format=torch.channels_last)   # in which convolutions are fastest
+    model.train()
     for epoch in range(epochs):
         for places in torch.randperm(len(x)).split(batch_size):
             images, targets = [], []
