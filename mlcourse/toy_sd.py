@@ -21,7 +21,7 @@ from .worlds import BASE_SHAPES, CENTRED, PAINTS, STYLES, Picture, shapes, split
 
 # %% auto #0
 __all__ = ['COLOURS', 'WORLD', 'SEEN', 'UNSEEN', 'WORDS', 'prompt', 'to_pixels', 'tokenizer', 'scheduler', 'new_models',
-           'pipeline', 'write_folder', 'draw', 'Judge', 'judge', 'judged', 'drawn_right', 'pretrain_judge', 'pretrain']
+           'pipeline', 'generate', 'Judge', 'judge', 'judged', 'drawn_right', 'pretrain_judge', 'pretrain']
 
 # %% ../nbs/tools/29_toy_sd.ipynb #70590011
 COLOURS = tuple(c for c in PAINTS if c != "white")
@@ -77,7 +77,8 @@ def new_models() -> nn.ModuleDict:   # unet, vae and text_encoder, with random w
     text_encoder = CLIPTextModel(CLIPTextConfig(
         vocab_size=len(tok), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
         num_attention_heads=4, max_position_embeddings=tok.model_max_length,
-        bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id))
+        bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id,
+        pad_token_id=tok.pad_token_id))
     nn.init.constant_(vae.quant_conv.bias[4:], -4)   # little noise in a latent at first
     nn.init.normal_(text_encoder.get_input_embeddings().weight, std=.05)
     return nn.ModuleDict(dict(unet=unet, vae=vae, text_encoder=text_encoder))
@@ -110,12 +111,8 @@ def pipeline(path:str|Path|None=None):   # a StableDiffusionPipeline, with the w
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
-def write_folder(folder:str|Path) -> None:
-    "Write the toy as `from_pretrained` reads it, for `mlcourse rehearse` too."
-    pipeline().save_pretrained(folder)
-
-def draw(pipe, prompts:Sequence[str], seed:int=0, steps:int=20, guidance_scale:float=3.,
-        ) -> torch.Tensor:   # (prompts, 3, 32, 32), from 0 to 1
+def generate(pipe, prompts:Sequence[str], seed:int=0, steps:int=20, guidance_scale:float=3.,
+            ) -> torch.Tensor:   # (prompts, 3, 32, 32), from 0 to 1
     "All prompts in one batch."
     return pipe([*prompts], num_inference_steps=steps, guidance_scale=guidance_scale,
                 generator=torch.Generator().manual_seed(seed), output_type="pt").images
@@ -151,8 +148,8 @@ def judged(pixels:torch.Tensor, model:Judge|None=None,   # (n, 3, 32, 32), from 
 
 def drawn_right(pipe, pairs:Sequence[tuple[str, str]],   # (colour, shape)
                 template:str="{what}", model:Judge|None=None, **settings) -> float:
-    "Share of pictures with the right shape and colour; `settings` are those of `draw`."
-    pixels = draw(pipe, [prompt(*p, template) for p in pairs], **settings)
+    "Share of pictures with the right shape and colour; `settings` are those of `generate`."
+    pixels = generate(pipe, [prompt(*p, template) for p in pairs], **settings)
     named, colours, _ = judged(pixels, model)
     return float(np.mean([p == (c, s) for p, c, s in zip(pairs, colours, named)]))
 
@@ -247,7 +244,7 @@ def _said(colour:str, shape:str) -> str:
     return f"{strange} {text}" if chance[3] < .05 else f"{text} {strange}"
 
 def pretrain(folder:Path, progress:Progress=no_progress, n_pictures:int=6000,
-             vae_steps:int=900, steps:int=1400,
+             vae_steps:int=900, steps:int=1400, n_captions:int=100,
             ) -> tuple[Path, dict[str, float]]:   # safetensors; shares of captions drawn right
     "The recipe of the toy: autoencoder, then U-Net and text encoder."
     with _alone():
@@ -276,5 +273,5 @@ def pretrain(folder:Path, progress:Progress=no_progress, n_pictures:int=6000,
         _fit(both, loss, steps, 2e-3, folder/"unet.pt", progress)
         path = _written(models, folder/"toy-sd.safetensors", dict(scaling_factor=str(scale)))
         pipe = pipeline(path)
-        return path, dict(seen=drawn_right(pipe, (SEEN * 4)[:100]),
-                          unseen=drawn_right(pipe, (UNSEEN * 8)[:50]))
+        return path, dict(seen=drawn_right(pipe, (SEEN * 4)[:n_captions]),
+                          unseen=drawn_right(pipe, (UNSEEN * 8)[:n_captions // 2]))

@@ -1,11 +1,11 @@
-"""The toy Stable Diffusion: a plain pipeline, captions of unseen pairs, any script, damaged files."""
+"""The toy Stable Diffusion: a plain pipeline, unseen pairs, any script, damaged files."""
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
 from mlcourse.assets import fetch
 from mlcourse.files import CourseError
-from mlcourse.toy_sd import (COLOURS, SEEN, UNSEEN, draw, drawn_right, judge, judged, pipeline,
+from mlcourse.toy_sd import (COLOURS, SEEN, UNSEEN, drawn_right, generate, judge, judged, pipeline,
                              prompt, tokenizer)
 from mlcourse.worlds import BASE_SHAPES
 
@@ -54,7 +54,7 @@ def test_strange_words_and_another_scheduler(pipe):
 
 
 def test_same_seed_same_pictures(pipe):
-    a, b, c = (draw(pipe, ["a red star"], seed=s, steps=2) for s in (0, 0, 1))
+    a, b, c = (generate(pipe, ["a red star"], seed=s, steps=2) for s in (0, 0, 1))
     assert torch.equal(a, b) and not torch.equal(a, c)
 
 
