@@ -40,7 +40,7 @@ class Schedule:
 
 # %% ../nbs/week4/01_ddpm.ipynb #41dd0023
 def waves(t:Tensor, width:int) -> Tensor:   # t: (pictures,), 0 to 1; (pictures, width)
-    "Sines and cosines of a number, from slow to fast."
+    "Sines and cosines of a number, from fast to slow."
     speeds = 1000 * torch.exp(torch.linspace(0, -math.log(1e4), width // 2, device=t.device))
     angles = t[:, None] * speeds
     return torch.cat([angles.sin(), angles.cos()], 1)
@@ -155,9 +155,10 @@ def step_back(schedule:Schedule, x:Tensor, x0:Tensor, t:int, before:int,
     "From level t to a lower one; -1 is the clean picture. eta 0: DDIM. eta 1: DDPM, with `noise`."
     (a, s), (a1, s1) = (schedule.at(torch.tensor([i], device=x.device)) for i in (t, before))
     left_over = (x - a * x0) / s
-    dice = eta * s1 / s * (1 - (a / a1)**2).sqrt()
-    back = a1 * x0 + (s1**2 - dice**2).clamp(min=0).sqrt() * left_over
-    return back if noise is None else back + dice * noise
+    beta = 1 - schedule.alpha_bar[t] / schedule.alpha_bar[before]
+    variance = eta**2 * s1**2 / s**2 * beta   # of the fresh noise
+    back = a1 * x0 + (s1**2 - variance).clamp(min=0).sqrt() * left_over
+    return back if noise is None else back + variance.sqrt() * noise
 
 # %% ../nbs/week4/01_ddpm.ipynb #41dd0036
 @torch.no_grad()
