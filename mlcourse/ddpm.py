@@ -40,7 +40,7 @@ class Schedule:
 
 # %% ../nbs/week4/01_ddpm.ipynb #41dd0023
 def waves(t:Tensor, width:int) -> Tensor:   # t: (pictures,), 0 to 1; (pictures, width)
-    "Sines and cosines of a number, from slow to fast."
+    "Sines and cosines of a number, from fast to slow."
     speeds = 1000 * torch.exp(torch.linspace(0, -math.log(1e4), width // 2, device=t.device))
     angles = t[:, None] * speeds
     return torch.cat([angles.sin(), angles.cos()], 1)
