@@ -149,11 +149,14 @@ def train_yolo(yolo,                   # an `ultralytics.YOLO`: where to start
             progress(0, epochs, "the checkpoint was damaged: from the beginning")
             started = False
     with _threads_kept() as threads:
+        def begin(trainer):
+            torch.set_num_threads(threads)
+            trainer.model.to(memory_format=torch.channels_last)   # a tenth faster on a processor
         def keep(trainer):
             write_atomic(whole, trainer.last.read_bytes())
             loss = float(sum(trainer.tloss.values()))
             progress(trainer.epoch + 1, trainer.epochs, f"loss {loss:.2f}")
-        yolo.add_callback("on_train_start", lambda trainer: torch.set_num_threads(threads))
+        yolo.add_callback("on_train_start", begin)
         yolo.add_callback("on_model_save", keep)
         with boundary(f"The training in {output_dir} broke off", "With --resume it goes on."):
             yolo.train(data=str(data), epochs=epochs, save_dir=str(output_dir), exist_ok=True,
