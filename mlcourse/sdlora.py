@@ -265,13 +265,15 @@ def thin_sd15(folder:Path) -> None:
     torch.manual_seed(15)
     words, thin = tokenizer(), dict(block_out_channels=[32] * 4)
     words.model_max_length = 77
-    unet = UNet2DConditionModel(**CONFIGS["sd15_unet"] | thin | dict(cross_attention_dim=32))
+    unet = UNet2DConditionModel(**CONFIGS["sd15_unet"] | thin | dict(
+        cross_attention_dim=32, sample_size=8))
     vae = AutoencoderKL(**CONFIGS["sd_vae"] | thin)
-    text = CLIPTextModel(CLIPTextConfig(len(words), 32, 64, num_hidden_layers=2,
-                                        num_attention_heads=2))
+    text = CLIPTextModel(CLIPTextConfig(
+        vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=2))
     noise = PNDMScheduler(1000, .00085, .012, "scaled_linear", skip_prk_steps=True, steps_offset=1)
     pipe = Pipeline(vae, text, words, unet, noise, None, None, requires_safety_checker=False)
-    pipe.half().save_pretrained(folder, variant="fp16")
+    pipe.to(torch.float16).save_pretrained(folder, variant="fp16")
     index, _ = read_json(Path(folder)/"model_index.json")
     write_json(Path(folder)/"model_index.json", index | dict(   # the hub names these two
         safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],

@@ -9,6 +9,8 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from mlcourse import sdlora
+from mlcourse.assets import find_asset
 from mlcourse.files import CourseError, UsageError
 from mlcourse.sdlora import (KEEPS, Encoded, LoraSettings, add_lora, draw, encode, encode_texts,
                              open_pipeline, save_lora, snr_weights, step_loss, train_lora)
@@ -199,9 +201,30 @@ def test_the_file_keeps_alpha_and_opens_in_a_plain_pipeline(pipe, own, tmp_path)
     pipe.enable_lora()
 
 
+def test_the_thin_sd15_opens_without_its_safety_checker(tmp_path):
+    sdlora.thin_sd15(tmp_path)
+    names = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.safetensors")}
+    wanted = find_asset("stable-diffusion-1.5").only
+    assert names <= set(wanted) and "model_index.json" in wanted
+    thin = open_pipeline(str(tmp_path))
+    assert thin.scheduler.config.prediction_type == "epsilon" and thin.safety_checker is None
+    assert draw(thin, ["水墨 a red star"], 0, 3).shape == (1, 3, 128, 128)
+    losses = train_lora(thin, encode(thin, noise_pictures(2, 128), ["a", "b"]), tmp_path/"run",
+                        replace(LITTLE, max_steps=2))
+    assert np.isfinite(losses).all()
+
+
 def test_a_folder_that_is_no_pipeline(tmp_path):
     with pytest.raises(CourseError, match="cannot be opened as a Stable Diffusion"):
         open_pipeline(str(tmp_path))
+
+
+@pytest.mark.slow
+def test_the_recorded_peaks_are_what_the_planner_says():
+    from mlcourse.media_workloads import DATA, diffusion_infer, diffusion_train
+    said = json.loads((DATA.parent / "sdlora.json").read_text("utf-8"))["peaks"]
+    assert abs(diffusion_train(8, 2).peak / 2**30 - said["LoRA, checkpointing"]) < .01
+    assert abs(diffusion_infer("1.5", batch=4).peak / 2**30 - said["drawing 4 pictures"]) < .01
 
 
 KILLED = """
