@@ -4,21 +4,22 @@
 
 # %% ../nbs/lib/04_assets.ipynb #87d687ba
 from __future__ import annotations
-import ipaddress, os, shutil, time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import ipaddress, os, shutil, threading, time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata, resources
 from pathlib import Path
 from unittest.mock import patch
 from urllib.parse import urlsplit
-from .files import (CourseError, Progress, cache_dir, digest, files_in, locked,
-                            progress_bar, size_of, write_atomic)
+from .files import (CourseError, Progress, boundary, cache_dir, causes, digest, files_in,
+                            is_disk_full, locked, progress_bar, reason, size_of, write_atomic)
 
 # %% auto #0
 __all__ = ['ASSETS', 'STANDINS', 'PROXIES', 'TRIES', 'WANTED', 'UNWANTED', 'AssetError', 'Asset', 'find_asset', 'disk_needed',
-           'is_loopback', 'http_client', 'fetch', 'verify', 'licences']
+           'is_loopback', 'http_client', 'serving', 'hub_says', 'reading_weights', 'load_pretrained', 'fetch', 'verify',
+           'licences']
 
 # %% ../nbs/lib/04_assets.ipynb #36c26518
 class AssetError(CourseError):
@@ -93,20 +94,21 @@ def _is_right(asset:Asset, path:Path, trust:bool=True) -> bool:
     if not path.is_file() or path.stat().st_size != asset.size: return False
     note, seen = path.with_name(path.name + ".ok"), path.stat()
     mark = f"{asset.sha256} {seen.st_size} {seen.st_mtime_ns}"
-    if trust and note.is_file() and note.read_text() == mark: return True
+    if trust and note.is_file() and note.read_bytes() == mark.encode(): return True
     right = digest(path) == asset.sha256
     with suppress(OSError):   # a cache that others filled may be read-only
         note.write_text(mark) if right else note.unlink(missing_ok=True)
     return right
 
 # %% ../nbs/lib/04_assets.ipynb #1fe56786
-PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
 
 def is_loopback(url:str) -> bool:
     "Does this address belong to this very machine?"
-    host = urlsplit(url).hostname or ""
-    try: return ipaddress.ip_address(host).is_loopback
-    except ValueError: return host == "localhost"
+    with suppress(ValueError):   # no address at all, or a name
+        host = urlsplit(url).hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    return False
 
 def http_client(url:str,             # what it is for
                 timeout:float=30,    # seconds of silence, and for connecting at most 10
@@ -114,12 +116,24 @@ def http_client(url:str,             # what it is for
     "A client that goes straight to this machine, and elsewhere as told. Raises `CourseError`."
     import httpx
     limits = httpx.Timeout(timeout, connect=min(timeout, 10))
-    own = is_loopback(url)
-    try: return httpx.Client(follow_redirects=True, timeout=limits, trust_env=not own)
-    except (ImportError, ValueError, OSError) as e:
-        named = [n for p in PROXIES for n in (p, p.lower()) if os.environ.get(n)]
-        raise CourseError(f"The network cannot be used as {' and '.join(named)} in the environment "
-                          f"say: {e}. Correct or unset what is wrong there.") from e
+    named = [n for p in PROXIES for n in (p, p.lower()) if os.environ.get(n)]
+    with boundary(f"The network cannot be used as {' and '.join(named) or 'proxies'} in the "
+                  "environment say", "Correct or unset what is wrong there."):
+        return httpx.Client(follow_redirects=True, timeout=limits, trust_env=not is_loopback(url))
+
+# %% ../nbs/lib/04_assets.ipynb #c31d1fbc
+@contextmanager
+def serving(handler,                # a class from `http.server`, such as `BaseHTTPRequestHandler`
+           ) -> Iterator[str]:      # `http://127.0.0.1:PORT`
+    "Serve on a free port of this machine, and of no other, while the block runs."
+    from http.server import ThreadingHTTPServer
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.handle_error = lambda *args: None   # a client that goes away is no news
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    try: yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 # %% ../nbs/lib/04_assets.ipynb #fe63c73e
 class _TooLong(Exception): "This address sends more bytes than the file has."
@@ -163,10 +177,11 @@ def _download(asset:Asset, path:Path, quiet:bool|None) -> list[str]:   # trouble
                 except (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol) as e:
                     trouble = f"no connection ({e})"
                     break
-                except httpx.HTTPError as e:
-                    trouble = str(e) or type(e).__name__
-                    stalled = 0 if size_of(part) > before else stalled + 1
                 except _TooLong as e: trouble, stalled = str(e), 0 if before else TRIES
+                except (CourseError, OSError): raise   # our own side: the environment, the disk
+                except Exception as e:
+                    trouble = reason(e)
+                    stalled = 0 if size_of(part) > before else stalled + 1
                 else:
                     if digest(part) == asset.sha256:
                         part.replace(path)
@@ -197,9 +212,9 @@ def _fetch_url(asset:Asset, quiet:bool|None) -> Path:   # from the cache, or els
         if os.environ.get("MLCOURSE_OFFLINE"):
             raise AssetError(f"{name} is not here, and MLCOURSE_OFFLINE forbids downloads. {where}")
         _check_room(asset, path.parent, size_of(part), "MLCOURSE_CACHE")
-        try: troubles = _download(asset, path, quiet)
-        except OSError as e:
-            raise AssetError(f"{name} cannot be written to {path.parent}: {e.strerror}.") from e
+        step = "Set MLCOURSE_CACHE to a folder that you may write to."
+        with boundary(f"{name} cannot be written to {path.parent}", step, AssetError):
+            troubles = _download(asset, path, quiet)
         if not troubles and _is_right(asset, path): return path
         raise AssetError("\n  ".join([f"{name} could not be downloaded. {where}", *troubles]))
 
@@ -243,23 +258,15 @@ def _fetch_hub(asset:Asset) -> Path:
     own = cache_dir()/"hub"/asset.name
     marks = [asset.file] if asset.file else ["config.json", "model_index.json"]
     if any((own/mark).is_file() for mark in marks): return own/asset.file
-    from huggingface_hub import constants, errors, hf_hub_download, snapshot_download
+    from huggingface_hub import constants, hf_hub_download, snapshot_download
     folder, repo = Path(constants.HF_HUB_CACHE), asset.path
     blobs = folder/f"models--{repo.replace('/', '--')}"/"blobs"
     _check_room(asset, folder, size_of(blobs), "HF_HOME")
-    try:
-        with patch("huggingface_hub.file_download._download_to_tmp_and_move", _keep_part):
-            if asset.file: path = hf_hub_download(repo, asset.file)
-            else: path = snapshot_download(
-                repo, allow_patterns=asset.only or [*WANTED, *asset.also], ignore_patterns=UNWANTED)
-    except errors.GatedRepoError as e:
-        raise AssetError(f"{repo} asks you to accept its licence ({asset.licence}). Do so at "
-                         f"{asset.url}, then run `hf auth login` once with a read token.") from e
-    except (errors.RepositoryNotFoundError, errors.HFValidationError) as e:
-        raise AssetError(f"The hub has no model {repo}, or not for you. Look at {asset.url}; "
-                         "if it is private, run `hf auth login`.") from e
-    except (OSError, errors.HTTPError, RuntimeError) as e:   # the last: the hub's transfer engine
-        raise AssetError(_hub_trouble(asset, folder, own, e)) from e
+    with (boundary("", "", AssetError, lambda e: _hub_trouble(asset, folder, own, e)),
+          patch("huggingface_hub.file_download._download_to_tmp_and_move", _keep_part)):
+        if asset.file: path = hf_hub_download(repo, asset.file)
+        else: path = snapshot_download(
+            repo, allow_patterns=asset.only or [*WANTED, *asset.also], ignore_patterns=UNWANTED)
     return _checked(asset, Path(path))
 
 def _checked(asset:Asset, path:Path) -> Path:   # the hub calls a large file by its SHA-256
@@ -268,8 +275,9 @@ def _checked(asset:Asset, path:Path) -> Path:   # the hub calls a large file by 
         blob = file.resolve()
         if len(blob.name) != 64: continue
         note, mark = cache_dir()/"hub"/"checked"/blob.name, str(blob.stat().st_mtime_ns)
-        if note.is_file() and note.read_text() == mark: continue
-        if digest(blob) == blob.name: write_atomic(note, mark)
+        if note.is_file() and note.read_bytes() == mark.encode(): continue
+        if digest(blob) == blob.name:
+            with suppress(OSError): write_atomic(note, mark)   # a cache may be read-only
         else:
             damaged.append(file.name)
             with suppress(OSError): blob.unlink()
@@ -277,21 +285,55 @@ def _checked(asset:Asset, path:Path) -> Path:   # the hub calls a large file by 
     raise AssetError(f"{', '.join(damaged)} of {asset.path} came damaged: not with the SHA-256 of "
                      "the hub. It was deleted; try again, what is right is kept.")
 
+def hub_says(e:Exception, repo:str, licence:str="") -> str:   # empty where the hub says nothing
+    "The sentence for what the hub refuses, and for an environment that lets nobody through to it."
+    from huggingface_hub import constants, errors
+    met, page = causes(e), f"https://huggingface.co/{repo}"
+    def behind(*kinds): return any(isinstance(c, kinds) for c in met)
+    if behind(errors.GatedRepoError): return (
+        f"{repo} is gated: accept its licence{licence and f' ({licence})'} at {page}, and run "
+        "`hf auth login` once with a read token.")
+    if behind(errors.RepositoryNotFoundError, errors.HFValidationError): return (
+        f"The hub has no model {repo}, or not for you. Look at {page}; if it is private, run "
+        "`hf auth login`.")
+    if any(getattr(getattr(c, "response", None), "status_code", 0) == 401 for c in met): return (
+        f"The hub does not take your token, which {repo} needs. Make a read token on its page of "
+        "settings, and run `hf auth login`, or correct HF_TOKEN.")
+    try: http_client(constants.ENDPOINT).close()
+    except CourseError as environment: return str(environment)
+    return ""
+
 def _hub_trouble(asset:Asset, folder:Path, own:Path, e:Exception) -> str:   # disk or connection?
+    if said := hub_says(e, asset.path, asset.licence): return said
     of_disk = getattr(e, "errno", None) and not isinstance(e, (ConnectionError, TimeoutError))
-    if of_disk or "No space left" in str(e):
-        reason = str(e).splitlines()[0]
-        return (f"{asset.name} cannot be written to {folder} ({reason}). Make room, or set HF_HOME "
-                "to a folder on another disk, and try again: what has come is kept.")
-    replies = [getattr(c, "response", None) for c in (e, e.__cause__, e.__context__)]
-    if any(getattr(r, "status_code", 0) == 401 for r in replies):
-        return (f"The hub does not take your token, which {asset.path} needs. Make a read token on "
-                "its page of settings, and run `hf auth login`, or correct HF_TOKEN.")
+    if of_disk or is_disk_full(e): return (
+        f"{asset.name} cannot be written to {folder} ({reason(e)}). Make room, or set HF_HOME to a "
+        "folder on another disk, and try again: what has come is kept.")
     command = f"hf download {asset.path} {asset.file}".rstrip() + f" --local-dir {asset.name}"
     return (f"{asset.path} ({asset.size / 1e9:.1f} GB) is not on this machine and could not be "
             f"downloaded ({type(e).__name__}). Check the connection and that HF_HUB_OFFLINE is not "
             "set, and try again: what has come is kept. Or, where there is a connection, run "
             f"`{command}` and copy that folder to {own}.")
+
+def reading_weights(file:str|Path, error:type[CourseError]=AssetError):   # a context manager
+    "The boundary of a file of weights."
+    step = ("Fetch or save it again; a file of some 130 bytes is a pointer of Git LFS, and "
+            "`git lfs pull` brings the weights.")
+    return boundary(f"{file} is no whole safetensors file", step, error)
+
+def load_pretrained(kind,                 # a class of transformers, such as `AutoTokenizer`
+                    source:str|Path,      # a model's folder, or its name on the hub
+                    error:type[CourseError]=AssetError,
+                    **options,            # of `from_pretrained`
+                   ):                     # what that gives
+    "`kind.from_pretrained(source)`, with a sentence for whatever it raises."
+    if is_folder := Path(source).is_dir(): step = (
+        "Is the folder whole, and of a kind of model that this version of transformers knows? "
+        "Fetch or save it again, or `pip install -U transformers`.")
+    else: step = "Check the name, the connection, and that HF_HUB_OFFLINE is not set."
+    with boundary(f"{source} cannot be loaded", step, error,
+                  lambda e: "" if is_folder else hub_says(e, str(source))):
+        return kind.from_pretrained(source, **options)
 
 # %% ../nbs/lib/04_assets.ipynb #637d1c21
 def _asset(name:str|Asset) -> Asset:

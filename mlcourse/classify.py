@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from .assets import fetch, find_asset
+from .assets import fetch, find_asset, load_pretrained
 from .files import CourseError
 from .pictures import digits, read_pictures
 from .worlds import BASE_SHAPES, LOOK_ALIKES, NEW_SHAPES, World, shapes
@@ -109,12 +109,9 @@ def classifier(name:str,              # in `TINY`, an asset, or the hub's name o
         model = AutoModelForImageClassification.from_config(config, attn_implementation="eager")
     else:
         source = fetch(name) if find_asset(name) else name
-        try:
-            model = AutoModelForImageClassification.from_pretrained(
-                source, ignore_mismatched_sizes=True, attn_implementation="eager", **way)
-            pretrained = AutoImageProcessor.from_pretrained(source)
-        except (OSError, ValueError) as e: raise CourseError(
-            f"{name} cannot be loaded as a classifier: {str(e).splitlines()[0]}") from e
+        model = load_pretrained(AutoModelForImageClassification, source, CourseError,
+                                ignore_mismatched_sizes=True, attn_implementation="eager", **way)
+        pretrained = load_pretrained(AutoImageProcessor, source, CourseError)
         mean, std = pretrained.image_mean, pretrained.image_std
     as_trained = ViTImageProcessor(size=dict(height=size, width=size), image_mean=mean,
                                    image_std=std)
@@ -156,7 +153,7 @@ class Feed(Dataset):
 def recipe(model, steps:int, learning_rate:float):
     "AdamW on what may change, and its schedule."
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.05, fused=True)
     return optimizer, torch.optim.lr_scheduler.OneCycleLR(
         optimizer, learning_rate, total_steps=steps, pct_start=0.1, cycle_momentum=False)
 

@@ -8,6 +8,8 @@ import difflib, json
 from functools import lru_cache
 from pathlib import Path
 import mlcourse
+from .assets import hub_says
+from .files import boundary
 from .workload import PlanError
 
 # %% auto #0
@@ -92,9 +94,8 @@ def read_config(path:Path) -> dict:
     "The configuration in a file or in a model's folder. Raises `PlanError`."
     file = path/"config.json" if path.is_dir() else path
     if not file.is_file(): raise PlanError(f"{path} holds no config.json: it is no model folder.")
-    try: config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as e:
-        raise PlanError(f"{file} is no readable JSON: {e}.") from e
+    with boundary(f"{file} is no readable JSON", "Fetch it again.", PlanError):
+        config = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(config, dict): raise PlanError(f"{file} holds no table of names and numbers.")
     kind = config.get("model_type")
     if not isinstance(kind, str): raise PlanError(f"{file} names no model_type, such as llama.")
@@ -146,15 +147,11 @@ def _refuse_packed(config:dict, file:Path):
 def from_hub(name:str) -> dict:
     "The configuration of a model on the hub, or a `PlanError` that says why not."
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-    try: return read_config(Path(hf_hub_download(name, "config.json", etag_timeout=5)))
-    except PlanError: raise
-    except GatedRepoError:
-        why = f"{name} is gated: accept its licence on the hub, and run `hf auth login`"
-    except RepositoryNotFoundError: why = f"The hub has no model {name}, or it is private"
-    except Exception as e:   # offline, a proxy, a bad name: the hub's client has many words for it
-        why = f"{name} is not in the catalogue, and the hub gave no answer ({type(e).__name__})"
-    raise PlanError(f"{why}. {near(name)} {LOCAL}")
+    what = f"{name} is not in the catalogue, and the hub gave no answer"
+    step = f"{near(name)} {LOCAL}"
+    def knows(e): return (said := hub_says(e, name)) and f"{said} {step}"
+    with boundary(what, step, PlanError, knows):
+        return read_config(Path(hf_hub_download(name, "config.json", etag_timeout=5)))
 
 def find_config(model:str) -> tuple[str, dict]: # the full name, and the configuration
     "By a name, a folder with a config.json, or such a file. Raises `PlanError` with near matches."

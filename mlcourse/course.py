@@ -10,11 +10,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path, PurePath
-from .files import CourseError, UsageError
+from .files import CourseError, UsageError, boundary
 
 # %% auto #0
 __all__ = ['PARTS', 'MACHINERY', 'reading_order', 'find_course', 'course_root', 'settings', 'course_key', 'find_notebooks',
-           'read_notebook', 'read_cells', 'code_tree', 'Lesson', 'directive', 'read_lesson', 'lessons', 'command']
+           'reading_notebook', 'read_notebook', 'read_cells', 'code_tree', 'Lesson', 'directive', 'read_lesson',
+           'lessons', 'command']
 
 # %% ../nbs/lib/02_course.ipynb #ead1042c
 PARTS = {   # folder of `nbs/`, in the order of imports and of running: its title
@@ -73,20 +74,19 @@ def find_notebooks(root:str|Path) -> list[Path]:  # the course, or any folder
     return [base/p for p in found if not any(part[0] in "._" for part in p.parts)]
 
 # %% ../nbs/lib/02_course.ipynb #15953bda
+def reading_notebook(path:str|Path):   # a context manager
+    "The boundary of a notebook's file: whatever is met becomes a `UsageError`."
+    return boundary(f"{path} is not a notebook that can be read",
+                    "Save it again in Jupyter, or get it back from git.", UsageError)
+
 def read_notebook(path:str|Path) -> dict:  # a `NotebookNode`, every cell with an id
     "Read a notebook. Raises `UsageError` when the file is not one."
     import nbformat
-    bad = f"{path} is not a notebook that can be read"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")   # cells without an id: they get one here
-            raw = json.loads(Path(path).read_text(encoding="utf-8"))
-            nb = nbformat.reads(json.dumps(_completed(raw)), as_version=4)
-            return nbformat.v4.upgrade(nb) or nb
-    except OSError as e: raise UsageError(f"{bad}: {e.strerror}.") from e
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError,
-            nbformat.ValidationError) as e:
-        raise UsageError(f"{bad}. Save it again in Jupyter, or get it back from git.") from e
+    with reading_notebook(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")   # cells without an id: they get one here
+        raw = json.loads(Path(path).read_text(encoding="utf-8"))
+        nb = nbformat.reads(json.dumps(_completed(raw)), as_version=4)
+        return nbformat.v4.upgrade(nb) or nb
 
 def _completed(raw:dict) -> dict:
     "With what programs leave out of a notebook or set to null, and every cell needs."
@@ -100,10 +100,10 @@ def _completed(raw:dict) -> dict:
 def read_cells(path:str|Path,     # an .ipynb file
               ) -> list[dict]:    # its cells, each `source` one string
     "The cells of a notebook, quickly and unchecked. Raises `UsageError` when the file is not one."
-    try: cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
-        raise UsageError(f"{path} is not a notebook that can be read: {e}") from e
-    return [{**c, "source": "".join(c.get("source") or "")} for c in cells]
+    with reading_notebook(path):
+        cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
+        return [{**c, "cell_type": c["cell_type"], "metadata": c.get("metadata") or {},
+                 "source": "".join(c.get("source") or "")} for c in cells]
 
 # %% ../nbs/lib/02_course.ipynb #4b23a5fb
 def code_tree(source:str) -> ast.Module|None:   # None when it is not Python

@@ -4,7 +4,7 @@
 
 # %% ../nbs/week3/02_detector.ipynb #145751b9
 from __future__ import annotations
-import math, re
+import math, re, sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,17 +12,18 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from .assets import fetch
+from .assets import fetch, load_pretrained, reading_weights
 from .course import command
-from .files import Progress, UsageError, no_progress, progress_bar, write_atomic
+from .files import (CourseError, Progress, UsageError, no_progress, progress_bar,
+                            write_atomic)
+from .label_formats import read_labels
 from .tier import choose
 from .worlds import BASE_SHAPES, HARD, Picture, shapes
-from .yolo import (Detection, Scores, check_data, evaluate_yolo, open_yolo, save_yolo,
-                           train_yolo)
+from .yolo import Detection, Scores, evaluate_yolo, open_yolo, save_yolo, train_yolo
 
 # %% auto #0
 __all__ = ['HEADS', 'Batch', 'Output', 'box_iou', 'matches', 'average_precision', 'truth_of', 'mean_ap', 'nms', 'make_detr',
-           'fit_detr', 'find_detr', 'pretrain_detr', 'main']
+           'fit_detr', 'find_detr', 'pretrain_detr', 'training_lists', 'main']
 
 # %% ../nbs/week3/02_detector.ipynb #ae544c32
 def box_iou(a:np.ndarray, b:np.ndarray,   # (n, 4) and (m, 4): x0, y0, x1, y1
@@ -103,8 +104,8 @@ def make_detr(names:Sequence[str],       # of the classes
     from safetensors.torch import load_file
     labels = dict(id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)})
     path = Path(source) if source and Path(source).exists() else source and fetch(str(source))
-    if path and path.is_dir(): return tf.AutoModelForObjectDetection.from_pretrained(
-        path, ignore_mismatched_sizes=True, **labels)
+    if path and path.is_dir(): return load_pretrained(
+        tf.AutoModelForObjectDetection, path, CourseError, ignore_mismatched_sizes=True, **labels)
     backbone = tf.RTDetrResNetConfig(
         embedding_size=32, hidden_sizes=[32, 48, 64, 96], depths=[1] * 4, layer_type="basic",
         downsample_in_first_stage=False, out_features=["stage2", "stage3", "stage4"])
@@ -114,9 +115,10 @@ def make_detr(names:Sequence[str],       # of the classes
         encoder_in_channels=[48, 64, 96], decoder_in_channels=[64] * 3, decoder_ffn_dim=128,
         decoder_layers=2, decoder_attention_heads=4, num_queries=30, num_denoising=20,
         hidden_expansion=.5, eos_coefficient=.1, **labels))
-    if path: model.load_state_dict({k: v.float() if v.is_floating_point() else v
-                                    for k, v in load_file(path).items()
-                                    if not re.search(HEADS, k)}, strict=False)
+    if path:
+        with reading_weights(path, CourseError): model.load_state_dict(
+            {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()
+             if not re.search(HEADS, k)}, strict=False)
     return model
 
 def _pixels(pictures, imgsz:int):   # (pictures, 3, imgsz, imgsz) from 0 to 1
@@ -140,7 +142,7 @@ def fit_detr(model, pictures:Sequence[Picture],   # square ones
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=1e-4,
                                   fused=True)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps, pct_start=.1)
-    model.train()
+    model.train().to(memory_format=torch.channels_last)   # in which convolutions are fastest
     for epoch in range(epochs):
         for places in torch.randperm(len(x)).split(batch_size):
             images, targets = [], []
@@ -200,6 +202,32 @@ def pretrain_detr(folder:Path, progress:Progress=no_progress, n_pictures:int=250
 Batch = Annotated[int, typer.Option("--batch_size", "--batch-size")]
 Output = Annotated[str, typer.Option("--output_dir", "--output-dir")]
 
+def training_lists(data:str|Path,   # the data.yaml of a data set in YOLO's form
+                   folder:Path,     # for the lists of pictures
+                  ) -> Path:        # a data.yaml of whole paths
+    "What Ultralytics is to read. Raises `UsageError`, by file and line."
+    import yaml
+    if Path(data).suffix not in (".yaml", ".yml"): raise UsageError(
+        f"{data} is no data.yaml. `mlcourse labels convert {data} NEW --to yolo` makes one.")
+    labels = read_labels(data)
+    wrong = [str(p) for p in labels.problems if p.kind in ("not-a-number", "class-id")]
+    for p in labels.pictures:
+        for a in p.annotations:
+            low, high = np.reshape(a.box, (2, 2)) / (p.width, p.height)
+            if not all(-.01 <= v <= 1.01 for v in (*(low + high) / 2, *high - low)): wrong.append(
+                f"{a.where}: this box of {a.label} needs shares of the picture, 0 to 1")
+    if wrong: raise UsageError(f"{wrong[0]}. ({len(wrong)} such lines; `mlcourse labels check "
+                               f"{data}` names them.)")
+    for p in labels.problems: print(f"left out: {p}", file=sys.stderr)
+    for split in ("train", "val"):
+        some = [p for p in labels.pictures if p.split == split]
+        if not any(p.annotations for p in some): raise UsageError(
+            f"{data}: {split} has {len(some)} pictures, none with labels. "
+            "Those of images/x.png are labels/x.txt.")
+        write_atomic(folder/f"{split}.txt", "\n".join(str(p.path.absolute()) for p in some))
+    about = dict(path=str(folder.absolute()), train="train.txt", val="val.txt", names=labels.names)
+    return write_atomic(folder/"data.yaml", yaml.safe_dump(about, allow_unicode=True))
+
 @command("train-detector")
 def main(data:str,               # the data.yaml of a data set in YOLO's form
          epochs:int=30,          # times through the pictures
@@ -210,13 +238,11 @@ def main(data:str,               # the data.yaml of a data set in YOLO's form
          tier:str="auto",        # which detector to start from: auto, tiny, 12gb, 16gb
         ) -> int:                # exit code
     "Fine-tune a YOLOv8n on your own pictures."
-    import yaml
     if min(epochs, batch_size) < 1 or imgsz < 0 or imgsz % 32: raise UsageError(
         "--epochs and --batch_size are at least 1, and --imgsz is a multiple of 32.")
     cfg = choose(tier, model=("yolov8n-shapes", "yolov8n"), imgsz=(96, 640), on_card=(False, True))
-    about, out = check_data(data), Path(output_dir)
-    whole = write_atomic(out/"data.yaml", yaml.safe_dump(about, allow_unicode=True))
-    imgsz = imgsz or cfg.imgsz
+    out, imgsz = Path(output_dir), imgsz or cfg.imgsz
+    whole = training_lists(data, out)
     with progress_bar("training", "epochs") as progress:
         yolo = train_yolo(open_yolo(cfg.model), whole, out/"train", epochs, resume, progress,
                           batch=batch_size, imgsz=imgsz, amp=cfg.on_card, val=cfg.on_card,

@@ -10,7 +10,7 @@ from pathlib import Path
 from .assets import disk_needed, http_client
 from .course import command, find_course
 from .engines import find_engine
-from .files import CourseError, cache_dir
+from .files import CourseError, cache_dir, reason
 from .tier import MIN_MIB, WSL_SMI, Card, Choice, find_cards, resolve
 
 # %% auto #0
@@ -158,13 +158,10 @@ def ask_hub(timeout:float=3) -> dict:   # endpoint; state: reachable, offline or
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return dict(endpoint=endpoint, state="offline")
-    import httpx
     try:
         with http_client(endpoint, timeout) as client: status = client.head(endpoint).status_code
         state = "reachable" if status < 400 else f"it answered {status}"
-    except CourseError as e: state = str(e)
-    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as e:
-        state = f"{type(e).__name__}: {e}"[:200]
+    except Exception as e: state = str(e) if isinstance(e, CourseError) else reason(e)
     return dict(endpoint=endpoint, state=state)
 
 # %% ../nbs/week1/01_environment.ipynb #91997191

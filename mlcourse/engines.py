@@ -4,12 +4,12 @@
 
 # %% ../nbs/tools/27_engines.ipynb #440f320e
 from __future__ import annotations
-import json, os, shutil, threading, time
+import json, os, shutil, time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
-from .assets import http_client, is_loopback
+from .assets import http_client, is_loopback, serving
 
 # %% auto #0
 __all__ = ['ENGINES', 'Engine', 'Found', 'find_engine', 'engine_standin']
@@ -76,19 +76,15 @@ def find_engine(name:str,          # a key of `ENGINES`
                 timeout:float=2,   # seconds for each of two questions
                ) -> Found:
     "Is this engine here, and what does it offer? Asks this machine alone, without a proxy."
-    import httpx
     engine = ENGINES[name]
     url = (url or _default_url(engine)).rstrip("/").removesuffix("/v1")
     version, models = "", ()
     if is_loopback(url):
-        try:
-            with http_client(url, timeout) as client:
-                said = client.get(url + engine.mark).json()[engine.key]
-                version = f"{name} {said}" if engine.key == "version" else name
-                listed = client.get(f"{url}/v1/models").json().get("data") or []
-                models = tuple(sorted(m["id"] for m in listed))
-        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, LookupError, TypeError,
-                AttributeError): pass
+        with suppress(Exception), http_client(url, timeout) as client:   # another program answers
+            said = client.get(url + engine.mark).json()[engine.key]
+            version = f"{name} {said}" if engine.key == "version" else name
+            listed = client.get(f"{url}/v1/models").json().get("data") or []
+            models = tuple(sorted(m["id"] for m in listed))
     installed = bool(version or (engine.program and shutil.which(engine.program)))
     return Found(engine, url, installed, version, models)
 
@@ -99,7 +95,7 @@ def engine_standin(name:str,                          # a key of `ENGINES`
                    reply:Callable[[dict], str],       # takes the request, gives the answer's text
                   ) -> Iterator[str]:                 # its address
     "Serve what `name` would serve, on a free port of 127.0.0.1, while the block runs."
-    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+    from http.server import BaseHTTPRequestHandler
     engine = ENGINES[name]
     listed = dict(object="list", data=[dict(id=m, object="model", created=0, owned_by="library")
                                        for m in models])
@@ -138,9 +134,4 @@ def engine_standin(name:str,                          # a key of `ENGINES`
             self.send(200, about | dict(object="chat.completion", usage=usage,
                                         choices=[dict(index=0, message=message, **last)]))
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try: yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    with serving(Handler) as url: yield url

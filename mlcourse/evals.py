@@ -15,9 +15,9 @@ import regex
 # %% auto #0
 __all__ = ['STOP', 'DENSE', 'TOKEN', 'PARTICLES', 'CITE', 'DIGITS', 'NOT', 'REFUSAL', 'RUBRIC', 'METRICS', 'recall_at', 'mrr_at',
            'ndcg_at', 'Interval', 'bootstrap_ci', 'PairedTest', 'paired_test', 'normalize', 'exact_match', 'token_f1',
-           'rouge_l', 'Bleu', 'bleu', 'tokens', 'is_dense', 'stem', 'bigrams', 'words', 'sentences', 'cited', 'support',
-           'exact_words', 'unsupported', 'clauses_of', 'supported', 'Citations', 'citation_precision', 'is_refusal',
-           'refusal_rate', 'Criterion', 'judge', 'cohen_kappa', 'score_pairs', 'side_by_side']
+           'rouge_l', 'tokens', 'is_dense', 'stem', 'bigrams', 'words', 'sentences', 'cited', 'support', 'exact_words',
+           'unsupported', 'clauses_of', 'supported', 'Citations', 'citation_precision', 'is_refusal', 'refusal_rate',
+           'Criterion', 'judge', 'score_pairs']
 
 # %% ../nbs/tools/06_evals.ipynb #08aa3021
 def recall_at(ranked:Sequence[str],  # ids, best first
@@ -129,26 +129,6 @@ def rouge_l(prediction:str, references:str|Sequence[str]) -> float:
     from rouge_score.rouge_scorer import RougeScorer
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
     return max(scorer.score(r, prediction)["rougeL"].fmeasure for r in _list(references))
-
-@dataclass(frozen=True)
-class Bleu:
-    "A corpus BLEU with what must be known to compare it."
-    score: float       # 0 to 100
-    signature: str     # sacreBLEU's
-
-def bleu(predictions:Sequence[str],
-         references:Sequence[str|Sequence[str]],  # for each prediction, one or more
-        ) -> Bleu:
-    "Corpus BLEU by sacreBLEU. Raises `ValueError` unless there are pairs to compare."
-    from sacrebleu.metrics import BLEU
-    n, m = len(predictions), len(references)
-    if not n or n != m: raise ValueError(
-        f"BLEU compares pairs: there are {n} predictions and {m} references.")
-    refs = [_list(r) for r in references]
-    columns = [[r[i] if i < len(r) else None for r in refs] for i in range(max(map(len, refs)))]
-    metric = BLEU()
-    score = metric.corpus_score(list(predictions), columns).score
-    return Bleu(score, str(metric.get_signature()))
 
 # %% ../nbs/tools/06_evals.ipynb #e0a8e42a
 STOP = frozenset("""a about above after all also an and any are as at be been before but by can
@@ -312,18 +292,6 @@ def judge(engine,                  # anything with `chat(messages, max_new_token
     found = re.search(r"\d+", text)
     return int(found[0]) if found and int(found[0]) in scores else None
 
-# %% ../nbs/tools/06_evals.ipynb #b4b0be31
-def cohen_kappa(a:Sequence[int],       # labels of one rater
-                b:Sequence[int],       # labels of the other, same items
-                weights:str|None=None, # `quadratic` for ordered labels: far apart is worse
-               ) -> float:             # 1 perfect, 0 chance; nan if both only ever give one label
-    "Agreement beyond chance (Cohen, 1960 and 1968), by scikit-learn."
-    from sklearn.metrics import cohen_kappa_score
-    if len(a) != len(b) or not len(a): raise ValueError(
-        "Both raters must have labelled the same items, and at least one.")
-    if len({*a, *b}) == 1: return float("nan")
-    return float(cohen_kappa_score(a, b, weights=weights))
-
 # %% ../nbs/tools/06_evals.ipynb #b0cf224f
 METRICS = {"exact_match": exact_match, "token_f1": token_f1, "rouge_l": rouge_l}
 
@@ -334,18 +302,3 @@ def score_pairs(pairs:Iterable[tuple],                 # (prediction, reference 
     import pandas as pd
     def scores(p, r): return {name: metric(p, r) for name, metric in metrics.items()}
     return pd.DataFrame([dict(prediction=p, reference=r, **scores(p, r)) for p, r in pairs])
-
-def side_by_side(before,         # a DataFrame, one row a question, a column a metric
-                 after,          # the same questions in the same order
-                 names:Sequence[str]|None=None,   # columns; the numeric ones of both when None
-                 labels:tuple[str, str]=("before", "after"),
-                ):               # a DataFrame, one row a metric: means, difference, intervals, p
-    "Compare two systems on the same questions, metric by metric."
-    import pandas as pd
-    if names is None: names = [c for c in before.select_dtypes("number") if c in after]
-    rows = {}
-    for c in names:
-        test = paired_test(before[c], after[c])
-        rows[c] = {labels[0]: str(bootstrap_ci(before[c])), labels[1]: str(bootstrap_ci(after[c])),
-                   "difference": test.interval, "p": round(test.p, 4)}
-    return pd.DataFrame(rows).T

@@ -22,7 +22,8 @@ __all__ = ['BROKEN', 'HIDDEN', 'passed', 'ExerciseError', 'verifying', 'exercise
 # %% ../nbs/lib/06_exercises.ipynb #79437a2b
 def passed() -> dict[str, dict[str, str]]:  # by lesson, then by exercise: the time in UTC
     "The exercises you have passed, and when for the first time."
-    return read_json(state_dir()/"progress.json")[0] or {}
+    found = read_json(state_dir()/"progress.json")[0] or {}
+    return {lesson: some for lesson, some in found.items() if isinstance(some, dict)}
 
 def _store(lesson:str, name:str):   # note that an exercise is passed
     path = state_dir()/"progress.json"
@@ -159,7 +160,7 @@ def _course_files(folder:Path) -> list[Path]:   # notebooks, and files beside th
 class Change:
     "What `start` or `update` did with one file."
     path: Path       # the learner's file
-    action: str      # copied, kept, current, refreshed, yours or gone
+    action: str      # copied, kept, current, refreshed, yours, gone or failed
     note: str = ""   # a sentence, where there is something to say
     diff: str = ""   # for `yours`: what the course changed, cell by cell
 
@@ -218,7 +219,12 @@ def update(work:str|Path="work", root:str|Path|None=None) -> list[Change]:   # o
     weeks = sorted(p.name for p in (work/HIDDEN).iterdir() if p.is_dir())
     had = {f.relative_to(work/HIDDEN) for w in weeks for f in _course_files(work/HIDDEN/w)}
     have = {f.relative_to(nbs) for w in weeks for f in _course_files(nbs/w)}
-    return [_update_one(nbs/r, work/r, work/HIDDEN/r) for r in sorted(had | have)]
+    return [_guarded(nbs/r, work/r, work/HIDDEN/r) for r in sorted(had | have)]
+
+def _guarded(course:Path, mine:Path, base:Path) -> Change:
+    "One file that cannot be read or written stops no other."
+    try: return _update_one(course, mine, base)
+    except (CourseError, OSError) as e: return Change(mine, "failed", f"Left as it is: {e}")
 
 # %% ../nbs/lib/06_exercises.ipynb #55bfb65b
 def _update_one(course:Path, mine:Path, base:Path) -> Change:

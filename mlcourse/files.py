@@ -4,16 +4,17 @@
 
 # %% ../nbs/lib/00_files.ipynb #cdede8e5
 from __future__ import annotations
-import hashlib, json, os, shutil, sys, tempfile, traceback
+import errno, hashlib, json, os, shutil, sys, tempfile, traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['Progress', 'CourseError', 'UsageError', 'explain', 'write_atomic', 'write_json', 'read_json', 'files_in', 'size_of',
-           'digest', 'cache_dir', 'state_dir', 'locked', 'derived', 'no_progress', 'progress_bar', 'duration',
-           'markdown_table', 'console']
+__all__ = ['FULL', 'FULL_SAID', 'Progress', 'CourseError', 'UsageError', 'DiskError', 'causes', 'reason', 'is_disk_full',
+           'next_step', 'boundary', 'explain', 'write_atomic', 'write_json', 'as_utf8', 'read_json', 'files_in',
+           'size_of', 'digest', 'cache_dir', 'state_dir', 'locked', 'derived', 'no_progress', 'progress_bar',
+           'duration', 'markdown_table', 'console']
 
 # %% ../nbs/lib/00_files.ipynb #c306a7af
 class CourseError(RuntimeError):
@@ -24,6 +25,61 @@ class UsageError(CourseError, ValueError):
     "Something was asked for that cannot be; nothing was started."
     exit_code = 2
 
+class DiskError(CourseError, OSError):
+    "A file cannot be written or locked; `errno` and `strerror` are the system's."
+    def __str__(self): return str(self.args[0])
+
+# %% ../nbs/lib/00_files.ipynb #e95abb09
+def causes(e:BaseException) -> list[BaseException]:   # the exception first, each once
+    "An exception, and those that led to it."
+    found, todo = [], [e]
+    while todo:
+        if (c := todo.pop(0)) is None or c in found: continue
+        found.append(c)
+        todo += [c.__cause__, c.__context__]
+    return found
+
+def reason(e:BaseException) -> str:   # at most 160 characters
+    "What an exception says, in a line; its kind, where that tells more."
+    said = next((line.strip() for line in str(e).splitlines() if line.strip()), "")
+    if len(said.split()) < 2: said = f"{type(e).__name__}: {said}".removesuffix(": ")
+    return said[:160].rstrip(".: ")
+
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)
+FULL_SAID = ("No space left", "File too large", "Disk quota", "failed writing file",
+             "unexpected pos")   # in the words of Rust's libraries and of torch
+
+def is_disk_full(e:BaseException) -> bool:
+    "Does an exception come from a disk that takes no more?"
+    return any(getattr(c, "errno", None) in FULL or any(w in str(c) for w in FULL_SAID)
+               for c in causes(e))
+
+def next_step(e:BaseException) -> str:   # empty where only the caller knows
+    "What to do about what any library may meet."
+    if is_disk_full(e): return "The disk takes no more: make room, and try again."
+    if any(isinstance(c, MemoryError) or "out of memory" in str(c) for c in causes(e)):
+        return "Close what else takes memory, or choose a smaller model or batch."
+    lacks = next((c for c in (e, e.__cause__) if isinstance(c, ImportError)), None)
+    if lacks is None: return ""
+    name = f" (`pip install {lacks.name.partition('.')[0]}`)" if lacks.name else ""
+    return f"Install the package that is missing{name}, or run `make setup` for all of them."
+
+@contextmanager
+def boundary(what:str,         # what failed, to begin the sentence with: "x cannot be loaded"
+             step:str,         # what to do about it
+             error:type[CourseError]=CourseError,
+             knows:Callable=lambda e: "",   # of the exception: a better sentence or error, or ""
+            ) -> Iterator[None]:
+    "Whatever the block raises becomes `error`: what, why, and the next step."
+    try: yield
+    except CourseError: raise
+    except Exception as e:
+        new = knows(e) or f"{what} ({reason(e)}). {next_step(e) or step}"
+        if isinstance(new, str): new = error(new)
+        if isinstance(new, OSError): new.errno, new.strerror, new.filename = (
+            getattr(e, "errno", None), getattr(e, "strerror", None) or reason(e), None)
+        raise new from e
+
 # %% ../nbs/lib/00_files.ipynb #93d212cd
 def explain(e:Exception) -> int:   # exit code
     "Say on standard error what went wrong, in a sentence."
@@ -32,7 +88,9 @@ def explain(e:Exception) -> int:   # exit code
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     elif isinstance(e, CourseError): print(e, file=sys.stderr)
     elif isinstance(e, OSError) and e.strerror:
-        print(f"{e.strerror}: {e.filename}." if e.filename else f"{e.strerror}.", file=sys.stderr)
+        where = f"{e.strerror}: {e.filename}." if e.filename else f"{e.strerror}."
+        print(f"{where} {next_step(e)}".rstrip(), file=sys.stderr)
+    elif step := next_step(e): print(f"{reason(e)}. {step}", file=sys.stderr)
     else:
         print(f"Something went wrong that should not have ({type(e).__name__}: {e}). "
               f"The details are in {_save_traceback(e)}; please send them with your report. "
@@ -50,35 +108,44 @@ def _save_traceback(e:BaseException) -> Path:
 
 # %% ../nbs/lib/00_files.ipynb #6fe57d10
 def write_atomic(path:str|Path, data:str|bytes) -> Path:   # `path`; text is written as UTF-8
-    "Write a file so that it holds either all of `data` or what it held before. Raises `OSError`."
+    "Write a file so that it holds either all of `data` or what it held. Raises `DiskError`."
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as f:
-            f.write(data.encode("utf-8") if isinstance(data, str) else data)
-            f.flush()
-            os.fsync(f.fileno())
-        part.replace(path)
-    finally: part.unlink(missing_ok=True)
+    with boundary(f"{path} cannot be written", "Choose a folder that you may write to.", DiskError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(part, "wb") as f:
+                f.write(data.encode("utf-8") if isinstance(data, str) else data)
+                f.flush()
+                os.fsync(f.fileno())
+            part.replace(path)
+        finally:
+            with suppress(OSError): part.unlink(missing_ok=True)
     return path
 
 def write_json(path:str|Path, value) -> Path:   # `path`
-    "Write `value` as JSON, whole or not at all."
-    return write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, default=repr) + "\n")
+    "Write `value` as JSON, whole or not at all. Raises `DiskError`."
+    text = json.dumps(value, indent=1, ensure_ascii=False, default=repr)
+    return write_atomic(path, as_utf8(text + "\n"))
+
+def as_utf8(text:str) -> bytes:
+    "A text's bytes; half a character, as in names that are not UTF-8, becomes an escape of JSON."
+    return text.encode("utf-8", "backslashreplace")
 
 # %% ../nbs/lib/00_files.ipynb #5fdae04c
 def read_json(path:str|Path,
-              ok:Callable=lambda value: isinstance(value, dict),   # is this what it should be?
+              ok:Callable=lambda value: isinstance(value, dict),   # is it as it should be?
              ) -> tuple[object|None, Path|None]:   # the value, and where a damaged file was put
     "Read a small JSON file. An absent one gives None; a damaged one is set aside, never lost."
     path = Path(path)
-    try: value = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if value is not None and ok(value): return value, None
     except FileNotFoundError: return None, None
-    except (OSError, ValueError, RecursionError): value = None
-    if value is not None and ok(value): return value, None
+    except Exception: pass   # it is no JSON, or not what it should be
     aside = path.with_name(f"{path.stem}.bad-{datetime.now():%Y%m%d-%H%M%S-%f}{path.suffix}")
-    path.replace(aside)
+    try: path.replace(aside)
+    except OSError: return None, path   # on a medium that is only read
     return None, aside
 
 # %% ../nbs/lib/00_files.ipynb #561ea7ac
@@ -103,10 +170,9 @@ def digest(path:str|Path) -> str:   # 64 hexadecimal digits
 # %% ../nbs/lib/00_files.ipynb #a61ebc09
 def _folder(given:str|None, place:Callable, variable:str) -> Path:   # given, or the system's
     path = Path(given or place("mlcourse", appauthor=False)).expanduser()
-    try: path.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise CourseError(f"The folder {path} cannot be made ({e.strerror}). "
-                          f"Set {variable} to a folder you can write to.") from e
+    step = f"Set {variable} to a folder you can write to."
+    with boundary(f"The folder {path} cannot be made", step):
+        path.mkdir(parents=True, exist_ok=True)
     return path
 
 def cache_dir() -> Path:  # an existing folder
@@ -129,14 +195,16 @@ def locked(path:str|Path,              # what the lock belongs to; the lock lies
     "Hold the lock that belongs to `path`. Raises `CourseError` when it is not free in time."
     from filelock import FileLock, Timeout
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{path}.lock")
-    try: lock.acquire(timeout=2 if timeout is None else timeout)
-    except Timeout:
-        if timeout is not None:
-            raise CourseError(busy or f"Another process holds {path}. Wait for it.") from None
-        print(f"Waiting for another process that is preparing {path.name} ...", file=sys.stderr)
-        lock.acquire()
+    step = "Choose a folder that you may write to."
+    with boundary(f"{path} cannot be locked for others", step, DiskError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try: lock.acquire(timeout=2 if timeout is None else timeout)
+        except Timeout:
+            if timeout is not None:
+                raise CourseError(busy or f"Another process holds {path}. Wait for it.") from None
+            print(f"Waiting for another process that is preparing {path.name} ...", file=sys.stderr)
+            lock.acquire()
     try: yield
     finally: lock.release()
 

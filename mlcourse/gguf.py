@@ -10,11 +10,12 @@ from typing import Annotated
 
 import torch
 import typer
+from .assets import load_pretrained
 from .course import command
-from .files import progress_bar, size_of, write_atomic
+from .files import CourseError, boundary, progress_bar, size_of, write_atomic
 from .gguf_file import TYPES, GGUFError, bos, check_folder, export_gguf, known
 from .llm import LLMError, OpenAIEngine, model_path
-from .templates import fold_system
+from .templates import TemplateFault, chat_text, fold_system
 
 # %% auto #0
 __all__ = ['DTYPES', 'CONTENT', 'WAIT', 'JOIN', 'KEYWORDS', 'merge', 'tokenize', 'next_logprobs', 'reference_logprobs',
@@ -35,22 +36,24 @@ def merge(base:str|Path,       # folder of the model, in 16 or 32 bits, that the
     known("dtype", dtype, DTYPES)
     if not (adapter/"adapter_config.json").is_file():
         raise GGUFError(f"{adapter} holds no adapter_config.json, so it is no adapter.")
-    adapted = json.loads((adapter/"adapter_config.json").read_text(encoding="utf-8"))
+    with boundary(f"{adapter} holds no adapter that can be read", "Save it again.", GGUFError):
+        adapted = dict(json.loads((adapter/"adapter_config.json").read_text(encoding="utf-8")))
     named = f"{adapted.get('target_modules')} {adapted.get('modules_to_save')}"
-    if AutoConfig.from_pretrained(base).tie_word_embeddings and re.search("lm_head|embed", named):
+    tied = load_pretrained(AutoConfig, base, GGUFError).tie_word_embeddings
+    if tied and re.search("lm_head|embed", named):
         raise GGUFError(f"{adapter} changes the head or the embedding, and this model has one "
                         "matrix for both: merged, each would change the other.")
     need = sum(f.stat().st_size for f in base.glob("*.safetensors"))   # it is held as a whole
     _check_memory(need * (2 if dtype == "fp32" else 1))
     tmp = out.with_name(out.name + ".tmp")
     shutil.rmtree(tmp, ignore_errors=True)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=DTYPES[dtype])
-    try: model = PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True)
-    except (ValueError, RuntimeError) as e:
-        why = str(e).splitlines()[0]
-        raise GGUFError(f"{adapter} cannot be merged into {base}: {why}") from e
+    model = load_pretrained(AutoModelForCausalLM, base, GGUFError, dtype=DTYPES[dtype])
+    step = "Was it trained on this base, and is it whole?"
+    with boundary(f"{adapter} cannot be merged into {base}", step, GGUFError):
+        model = PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True)
     own = (adapter/"tokenizer_config.json").is_file()   # the one that it was trained with
-    tok, rows = AutoTokenizer.from_pretrained(adapter if own else base), model.config.vocab_size
+    tok = load_pretrained(AutoTokenizer, adapter if own else base, GGUFError)
+    rows = model.config.vocab_size
     if max(tok.get_vocab().values()) >= rows:
         raise GGUFError(f"The tokenizer of {adapter} has tokens beyond the model's {rows:,}. Save "
                         "a base whose embedding is resized as in the training, and merge into it.")
@@ -133,10 +136,9 @@ def render_go(template:str,          # as `go_template` writes it
 def go_template(tok,                     # a tokenizer with a chat template
                ) -> tuple[str, str]:     # the template, and its own system message
     "The chat template in Ollama's language. Raises `GGUFError` if it is no plain list of turns."
-    from jinja2 import TemplateError
     for has_system in (True, False):   # without one, a system message joins the first question
         try: return _go_template(tok, has_system)
-        except (TemplateError, GGUFError) as e: why = e
+        except (TemplateFault, GGUFError) as e: why = e
     raise GGUFError("This model's chat template is no plain list of turns, so it cannot be turned "
                     "into Ollama's language. Write TEMPLATE by hand.") from why
 
@@ -145,7 +147,7 @@ def _go_template(tok, has_system:bool):
     if has_system: roles, marks = ("system", *roles), ("Mark-S", *marks)
     def text(*contents, roles=roles, prompt=False):
         turns = [dict(role=r, content=c) for r, c in zip(roles, contents)]
-        whole = tok.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
+        whole = chat_text(tok, turns, add_generation_prompt=prompt)
         return whole.removeprefix(bos(tok))   # Ollama adds it by itself
     n = 1 + has_system   # messages up to the first question
     asked, answered, again = (text(*marks[:i]) for i in (n, n + 1, n + 2))
@@ -172,7 +174,7 @@ def _go_template(tok, has_system:bool):
         told = fold_system(tok, turns)
         if not has_system and told == turns and len(some) > 2:   # Mistral would join the last one
             told = [dict(role="user", content=f"{some[0]}\n\n{some[1]}"), *turns[2:]]
-        wanted = tok.apply_chat_template(told, tokenize=False, add_generation_prompt=True)
+        wanted = chat_text(tok, told, add_generation_prompt=True)
         if not plain or render_go(template, turns) != wanted.removeprefix(bos(tok)):
             raise GGUFError("no plain list of turns")
     return template, default
@@ -251,7 +253,7 @@ def main(folder:str,                  # a model's folder, or a model of the cour
     if adapter: source = merge(source, adapter, path.with_suffix(".merged"))
     with progress_bar(path.name, "bytes") as progress: export_gguf(source, path, type, progress)
     print(f"Wrote {path} ({size_of(path) / 1e6:,.0f} MB).")
-    try: written = modelfile(path, AutoTokenizer.from_pretrained(source))
-    except (GGUFError, ValueError) as e: print(f"No Modelfile was written: {e}")
+    try: written = modelfile(path, load_pretrained(AutoTokenizer, source, GGUFError))
+    except CourseError as e: print(f"No Modelfile was written: {e}")
     else: print(f"Wrote {written}. Next: ollama create NAME -f Modelfile")
     return 0

@@ -4,14 +4,15 @@
 
 # %% ../nbs/tools/25_gguf_file.ipynb #14d917a5
 from __future__ import annotations
-import errno, hashlib, json, math, os, re, shutil, tempfile, warnings
+import hashlib, json, math, os, re, shutil, tempfile, warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
 import numpy as np
-from .files import CourseError, Progress, no_progress
+from .assets import load_pretrained, reading_weights
+from .files import CourseError, Progress, boundary, is_disk_full, no_progress
 
 # %% auto #0
 __all__ = ['ADVICE', 'ARCHITECTURES', 'Q', 'F', 'TYPES', 'TABLES', 'LLAMA3_SPLIT', 'SPLITS', 'BYTE', 'CHUNK', 'GGUFError',
@@ -29,6 +30,10 @@ def known(what:str, name:str, names) -> None:
     if name not in names:
         raise GGUFError(f"There is no {what} {name!r}. Use one of {', '.join(names)}.")
 
+def _read(file:Path) -> dict:
+    with boundary(f"{file} is no readable JSON", "Fetch or save the model again.", GGUFError):
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+
 def check_folder(folder:str|Path) -> Path:   # `folder`
     "Refuse what is no folder of plain weights. Raises `GGUFError`."
     folder = Path(folder)
@@ -39,7 +44,7 @@ def check_folder(folder:str|Path) -> Path:   # `folder`
                if is_adapter else "holds no config.json, so it is no model folder.")
     elif not any(folder.glob("*.safetensors")):
         why = "holds no .safetensors weights. Save the model with `save_pretrained` first."
-    elif "quantization_config" in json.loads(config.read_text(encoding="utf-8")):
+    elif "quantization_config" in _read(config):
         why = "is quantized already. Start from the 16-bit model, and merge the adapter into that."
     else: return folder
     raise GGUFError(f"{folder} {why}")
@@ -201,14 +206,15 @@ BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 def _add_tokenizer(w:gguf.GGUFWriter, folder:Path, n_vocab:int, exact:bool):
     "Vocabulary, merges or scores, special tokens and chat template of the folder's tokenizer."
     from transformers import AutoTokenizer
-    try: spec = json.loads((folder/"tokenizer.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as e:
-        raise GGUFError(f"{folder} holds no tokenizer.json. Save the tokenizer there: "
-                        "tok.save_pretrained(folder)") from e
+    step = "Save the tokenizer there: tok.save_pretrained(folder)."
+    with boundary(f"{folder} holds no tokenizer.json that can be read", step, GGUFError):
+        spec = json.loads((folder/"tokenizer.json").read_text(encoding="utf-8"))
+        model, added = spec["model"], spec["added_tokens"]
     def doubt(why:str|GGUFError):
         if exact: raise GGUFError(f"{str(why).removesuffix(ADVICE)} {ADVICE}")
         warnings.warn(f"{why} The file is written, and llama.cpp will cut some texts otherwise.")
-    tok, model, kind = AutoTokenizer.from_pretrained(folder), spec["model"], gguf.TokenType
+    tok = load_pretrained(AutoTokenizer, folder, GGUFError)
+    kind = gguf.TokenType
     if model.get("type") != "BPE": doubt(f"The tokenizer is no BPE, but {model.get('type')}.")
     vocab, merges = model["vocab"], model.get("merges", [])
     merges = [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in merges]
@@ -220,7 +226,7 @@ def _add_tokenizer(w:gguf.GGUFWriter, folder:Path, n_vocab:int, exact:bool):
         if BYTE.fullmatch(piece): return kind.BYTE
         return kind.UNKNOWN if piece == model.get("unk_token") else kind.NORMAL
     kinds = {i: of(i, piece) for i, piece in tokens.items()}
-    for a in spec["added_tokens"]:
+    for a in added:
         special = a["special"] or re.fullmatch(r"<\|.*\|>", a["content"])
         if kinds.get(a["id"]) == kind.UNKNOWN or "▁" in a["content"] and a["id"] in tokens: continue
         tokens[a["id"]] = a["content"]
@@ -262,18 +268,16 @@ def _files(folder:Path) -> tuple[list[Path], dict]:   # and the index: tensor to
     whole, index = folder/"model.safetensors", folder/"model.safetensors.index.json"
     if whole.is_file(): return [whole], {}
     if not index.is_file(): return sorted(folder.glob("*.safetensors")), {}
-    listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    return [folder/name for name in sorted(set(listed.values()))], listed
+    with reading_weights(index, GGUFError):
+        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return [folder/name for name in sorted(set(listed.values()))], listed
 
 def _open(folder:Path) -> dict[str, object]:   # tensor: the open file that holds it
     "The weights of a folder, to be read in slices."
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
     (files, listed), held = _files(folder), {}
     for file in filter(Path.is_file, files):
-        try: opened = safe_open(file, framework="pt")
-        except (SafetensorError, OSError) as e: raise GGUFError(
-            f"{file} is no whole safetensors file ({e}). Fetch it again; a file of some 130 bytes "
-            "is a pointer of Git LFS, and `git lfs pull` brings the weights.") from e
+        with reading_weights(file, GGUFError): opened = safe_open(file, framework="pt")
         held |= dict.fromkeys(opened.keys(), opened)
     if lost := set(listed) - set(held):
         raise GGUFError(f"{folder} is incomplete: {len(lost)} tensors of its index are missing, "
@@ -284,6 +288,10 @@ def _shapes(config, weights:dict) -> dict[str, tuple[int, ...]]:
     "Shapes of the tensors that count. A head equal to the embedding is not written twice."
     shapes = {name: tuple(f.get_slice(name).get_shape()) for name, f in weights.items()}
     head, table = "lm_head.weight", "model.embed_tokens.weight"
+    told = (config.vocab_size, config.hidden_size)
+    if shapes.get(table, told) != told: raise GGUFError(
+        f"The weights' embedding has the shape {shapes[table]}, and config.json says {told}: they "
+        "are not of one model. Fetch or save the model again.")
     if head in shapes and (config.tie_word_embeddings or architecture(config).tied):
         a, b = (weights[name].get_slice(name) for name in (head, table))
         rows = range(0, shapes[table][0], step := max(1, CHUNK // shapes[table][1]))
@@ -362,7 +370,7 @@ def export_gguf(folder:str|Path,          # a model's folder, as `save_pretraine
     "Write a model as GGUF, and go on where a killed run stopped. Raises `GGUFError`."
     from transformers import AutoConfig
     folder, out = check_folder(folder), Path(out)
-    config, weights = AutoConfig.from_pretrained(folder), _open(folder)
+    config, weights = load_pretrained(AutoConfig, folder, GGUFError), _open(folder)
     known("type", type, TYPES)
     plan = plan_tensors(config, _shapes(config, weights), type)
     header, align = _header(folder, config, plan, type, exact), gguf.GGUF_DEFAULT_ALIGNMENT
@@ -377,7 +385,7 @@ def export_gguf(folder:str|Path,          # a model's folder, as `save_pretraine
                         f"and {free / 1e9:.2f} GB are free. Make room, or take fewer bits.")
     try: _write(part, header, plan, ends, weights, config, progress)
     except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT): raise
+        if not is_disk_full(e): raise
         raise GGUFError(f"The disk of {out.parent} is full. What is written is kept: make room and "
                         "run the same again to go on.") from e
     part.replace(out)

@@ -4,9 +4,9 @@
 
 # %% ../nbs/tools/09_hub.ipynb #6d4295ac
 from __future__ import annotations
-import hashlib, json, os, re, threading, time, tomllib, zipfile
+import hashlib, json, os, re, time, tomllib, zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatch
 from functools import cache
 from importlib.resources import files
@@ -14,6 +14,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
+from .assets import serving
 from .files import UsageError, derived, digest, files_in, write_atomic, write_json
 
 # %% auto #0
@@ -349,7 +350,6 @@ def hub(names:list[str]|None=None,    # repositories of the table; all of them w
         more:dict[str, Path]|None=None,  # further repositories: name, and folder
        ) -> Iterator[SimpleNamespace]:   # `.url`; `.env` for a client's process; `.log` of requests
     "Serve models by the hub's protocol on 127.0.0.1. Raises `UsageError`."
-    from http.server import ThreadingHTTPServer
     if trouble and trouble not in TROUBLES:
         raise UsageError(f"There is no trouble {trouble!r}. There are: {', '.join(TROUBLES)}.")
     ggufs, log = _table()["gguf"], []
@@ -357,16 +357,10 @@ def hub(names:list[str]|None=None,    # repositories of the table; all of them w
     for name in [*models(), *ggufs] if names is None else names:
         folder = thin_gguf(name) if name in ggufs else thin_model(name)
         repos[name] = _Repo(folder, models().get(name, {}).get("tags", ()))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(repos, log, trouble, where))
-    server.handle_error = lambda *args: None   # a client that goes away is part of the play
-    url = f"http://127.0.0.1:{server.server_port}"
-    env = dict(HF_ENDPOINT=url, HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_XET="1")
+    env = dict(HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_XET="1")
     given = os.environ.get("NO_PROXY") or os.environ.get("no_proxy")
     env |= dict.fromkeys(("NO_PROXY", "no_proxy"), f"{given},{LOOPBACK}" if given else LOOPBACK)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    if trouble == "dead": server.server_close()
-    else: thread.start()
-    try: yield SimpleNamespace(url=url, env=env, log=log)
-    finally:
-        if thread.is_alive(): server.shutdown()
-        server.server_close()
+    with ExitStack() as until:
+        url = until.enter_context(serving(_handler(repos, log, trouble, where)))
+        if trouble == "dead": until.close()
+        yield SimpleNamespace(url=url, env=env | dict(HF_ENDPOINT=url), log=log)

@@ -16,7 +16,7 @@ import mlcourse
 from .chat_data import DataError, Rejected, iter_pairs, read_pairs, write_jsonl
 from .files import derived, digest, write_atomic, write_json
 from .privacy import UNSPACED, scrub
-from .templates import fold_system
+from .templates import chat_ids, fold_system
 
 # %% auto #0
 __all__ = ['EVENTS', 'TASK', 'LOG_FORMATS', 'NOISE', 'HOSTS', 'USERS', 'SERVICES', 'ORDINARY', 'parse_record', 'make_logs',
@@ -387,13 +387,12 @@ def encode_pair(tok,                           # a tokenizer with a chat templat
                ) -> dict[str, list[int]]:      # input_ids and labels, the latter of answers alone
     "Ids and labels of a conversation. Raises `DataError` if the template rewrites earlier turns."
     messages = fold_system(tok, messages)
-    def ids(messages, **kw):
-        return list(tok.apply_chat_template(messages, return_dict=True, **kw)["input_ids"])
-    whole = ids(messages)
+    whole = chat_ids(tok, messages)
     labels = [-100] * len(whole)
     for i, m in enumerate(messages):
         if m["role"] != "assistant" or m.get("weight") == 0: continue
-        before, after = ids(messages[:i], add_generation_prompt=True), ids(messages[:i + 1])
+        before = chat_ids(tok, messages[:i], add_generation_prompt=True)
+        after = chat_ids(tok, messages[:i + 1])
         same = (j for j, (a, b) in enumerate(zip(whole, after)) if a != b)   # Phi-3 closes `after`
         start, end = len(before), next(same, len(after))
         if whole[:start] != before or end <= start:

@@ -43,27 +43,26 @@ def _box_problems(p:Labelled) -> Iterable[Problem]:
 def _picture_problems(p:Labelled) -> tuple[list[Problem], np.ndarray|None]:   # and its hash
     import imagehash
     from PIL import Image
-    found, where, limit = [], str(p.path), Image.MAX_IMAGE_PIXELS
-    def say(kind, what): found.append(Problem(kind, where, what))
-    Image.MAX_IMAGE_PIXELS = None
+    found = []
+    def say(kind, what): found.append(Problem(kind, str(p.path), what))
     try:
         with Image.open(p.path, formats=FORMATS) as image:
-            size = image.size[::-1] if image.getexif().get(0x0112, 1) > 4 else image.size
-            if image.width * image.height > MAX_PIXELS:
-                say("too-large", f"{image.width:,} by {image.height:,} pixels")
-                return found, None
+            turned, frames = image.getexif().get(0x0112, 1), getattr(image, "n_frames", 1)
+            size = image.size[::-1] if turned > 4 else image.size
+            if image.width * image.height > MAX_PIXELS: raise Image.DecompressionBombError(
+                f"{image.width:,} by {image.height:,} pixels")
             if size != (p.width, p.height):
                 say("size", f"{size} pixels, and its labels speak of {(p.width, p.height)}")
-            if getattr(image, "n_frames", 1) > 1: say("animated", f"{image.n_frames} frames")
+            if frames > 1: say("animated", f"{frames} frames")
             if image.mode == "CMYK": say("cmyk", "colours for printing (CMYK): convert to RGB")
             if image.mode.startswith(("I", "F")): say("16-bit", "more than 8 bits a channel")
-            if image.getexif().get(0x0112, 1) > 1: say(
+            if turned > 1: say(
                 "exif-rotated", "turned by its EXIF data: some programs turn it, some do not")
             image.load()
             return found, imagehash.phash(image.convert("RGB"), hash_size=12).hash.ravel()
+    except Image.DecompressionBombError as e: say("too-large", str(e))
     except Exception as e:   # Pillow raises whatever it met
         say("unreadable", "empty" if not p.path.stat().st_size else f"damaged or cut short ({e})")
-    finally: Image.MAX_IMAGE_PIXELS = limit
     return found, None
 
 def near_duplicates(hashes:Sequence[np.ndarray|None],   # 144 bits each

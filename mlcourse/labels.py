@@ -15,8 +15,9 @@ import numpy as np
 from .course import command
 from .files import Progress, no_progress, progress_bar, write_atomic
 from .label_checks import check_labels
-from .label_formats import LabelSet, Problem, from_pictures, read_labels, write_labels
+from .label_formats import LabelSet, Problem, read_labels
 from .worlds import HARD, NEW_SHAPES, shapes
+from .yolo import evaluate_yolo, open_yolo, train_yolo, write_yolo
 
 # %% auto #0
 __all__ = ['FAULTS', 'PRICED', 'inject', 'leak', 'recall', 'make_set', 'price', 'price_list', 'price_command', 'overlap',
@@ -83,14 +84,9 @@ PRICED = replace(HARD, labels=NEW_SHAPES, objects=(1, 4), clutter=(0, 0))
 
 def make_set(folder:str|Path, n_train:int=160, n_val:int=120, seed:int=3, size:int=96) -> LabelSet:
     "A clean data set of generated pictures, as YOLO."
-    shutil.rmtree(folder, ignore_errors=True)
-    made = []
-    for split, n, s in (("train", n_train, seed), ("val", n_val, seed + 1)):
-        pictures = shapes(n, replace(PRICED, size=size), seed=s)
-        made += from_pictures(pictures, NEW_SHAPES, split, folder=folder)
-    data = LabelSet(made, list(NEW_SHAPES))
-    write_labels(data, folder, "yolo")
-    return data
+    world = replace(PRICED, size=size)
+    pictures = dict(train=shapes(n_train, world, seed), val=shapes(n_val, world, seed + 1))
+    return read_labels(write_yolo(pictures, folder, NEW_SHAPES))
 
 def price(fault:str,                # of `FAULTS`, "leak", or empty for the clean set
           rate:float, seed:int=0,
@@ -100,7 +96,6 @@ def price(fault:str,                # of `FAULTS`, "leak", or empty for the clea
          ) -> dict:                 # a row of the price list
     "Train on a set with one fault, and score on clean pictures (and on the leaked ones)."
     import torch
-    from mlcourse.yolo import evaluate_yolo, open_yolo, train_yolo
     folder = Path(folder)
     make_set(folder/"set", n_train, n_val, size=size)
     if fault == "leak": wrong = leak(folder/"set", rate, seed)
@@ -121,7 +116,9 @@ def price_list(table:str|Path,           # a CSV file; rows that are there are n
               ) -> list[dict]:
     "Measure what label faults cost, a row a case; a run that was cut goes on where it stopped."
     table = Path(table)
-    rows = [*csv.DictReader(io.StringIO(table.read_text("utf-8")))] if table.is_file() else []
+    text = table.read_text("utf-8", "replace") if table.is_file() else ""
+    rows = [r for r in csv.DictReader(io.StringIO(text))   # a line that was cut is measured again
+            if None not in (*r, *r.values()) and r.get("seed", "").isdecimal()]
     done = {(r["fault"], float(r["rate"]), int(r["seed"])) for r in rows}
     for k, (fault, rate, seed) in enumerate(cases):
         if (fault or "none", rate, seed) in done: continue

@@ -6,7 +6,7 @@
 from __future__ import annotations
 import gc, logging, os, re, sys, time, warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -15,10 +15,11 @@ from unittest.mock import patch
 import torch
 import typer
 from torch import Tensor
-from .assets import ASSETS, STANDINS, Asset, fetch, find_asset, http_client
+from .assets import (ASSETS, STANDINS, Asset, fetch, find_asset, http_client,
+                             load_pretrained)
 from .course import command
-from .files import CourseError, derived
-from .templates import fold_system
+from .files import CourseError, boundary, derived
+from .templates import chat_ids, fold_system
 from .tier import choose
 
 # %% auto #0
@@ -125,12 +126,17 @@ def _is_packed(name:str, module) -> bool:
     "Does bitsandbytes quantize this module? It leaves the output head alone."
     return isinstance(module, torch.nn.Linear) and "lm_head" not in name
 
+def _on_meta(config):   # the model, without weights
+    from transformers import AutoModelForCausalLM
+    what, step = "No model can be built of this config.json", "Fetch the model again, or another."
+    with boundary(what, step, LLMError), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
 def weight_bytes(config,           # a transformers configuration
                  precision:str,    # a key of `BITS`
                 ) -> int:          # bytes of all weights once loaded
     "Bytes of a model's weights, counted on the meta device without loading anything."
-    from transformers import AutoModelForCausalLM
-    with torch.device("meta"): model = AutoModelForCausalLM.from_config(config)
+    model = _on_meta(config)
     packed = sum(m.weight.numel() for name, m in model.named_modules() if _is_packed(name, m))
     rest = sum(p.numel() for p in model.parameters()) - packed
     return int(packed * BITS[precision] / 8 + rest * (4 if precision == "fp32" else 2))
@@ -167,21 +173,22 @@ def spread_layers(config,            # a transformers configuration
                  ) -> dict[str, int|str]:   # module: device
     "Blocks in order to the first device with room, at last to disk; all else to the first device."
     from accelerate.utils import convert_file_size_to_int as to_bytes
-    from transformers import AutoModelForCausalLM
-    with torch.device("meta"): model = AutoModelForCausalLM.from_config(config)
+    model = _on_meta(config)
     def size(module, bits):
         linear = sum(m.weight.numel() for m in module.modules() if isinstance(m, torch.nn.Linear))
         return linear * bits / 8 + 2 * (sum(p.numel() for p in module.parameters()) - linear)
-    body, prefix, blocks = model.base_model, model.base_model_prefix, model.base_model.layers
+    body, prefix = model.base_model, model.base_model_prefix
+    listed, blocks = next((name, m) for name, m in body.named_children()   # layers; Falcon says h
+                          if isinstance(m, torch.nn.ModuleList))
     left = {d: to_bytes(most) for d, most in max_memory.items()} | {"disk": float("inf")}
     first = next(iter(left))
-    places = {f"{prefix}.{n}": first for n, _ in body.named_children() if n != "layers"}
+    places = {f"{prefix}.{n}": first for n, _ in body.named_children() if n != listed}
     places |= {n: first for n, _ in model.named_children() if n != prefix}
     left[first] -= size(model, 16) - size(blocks, 16)
     for i, block in enumerate(blocks):   # bitsandbytes packs on the first device alone
         need = {d: size(block, BITS[precision] if d == first else 16) for d in left}
         device = next(d for d in left if left[d] >= need[d])
-        places[f"{prefix}.layers.{i}"], left[device] = device, left[device] - need[device]
+        places[f"{prefix}.{listed}.{i}"], left[device] = device, left[device] - need[device]
     return places
 
 # %% ../nbs/week1/03_hello_llm.ipynb #cd50297c
@@ -194,19 +201,20 @@ def load(name:str,                      # a model of the course, or a model's fo
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     quiet_libraries()
     path, packing = model_path(name), quantization(precision, offload=max_memory is not None)
+    config = load_pretrained(AutoConfig, path, LLMError)
     if max_memory is None:
-        need, room = weight_bytes(AutoConfig.from_pretrained(path), precision), free_bytes()
+        need, room = weight_bytes(config, precision), free_bytes()
         if need > room: raise LLMError(
             f"{name} in {precision} needs {need / 2**20:,.0f} MiB for its weights, and "
             f"{room / 2**20:,.0f} MiB are free. Choose a lower precision (nf4), a smaller model, "
             "or give max_memory to keep a part of it in RAM or on disk.")
     place = {"": 0 if torch.cuda.is_available() else "cpu"}
-    if max_memory: place = spread_layers(AutoConfig.from_pretrained(path), precision, max_memory)
-    model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=dict(fp32=torch.float32, fp16=torch.float16).get(precision, torch.bfloat16),
-        quantization_config=packing, offload_folder=offload_folder, device_map=place)
+    if max_memory: place = spread_layers(config, precision, max_memory)
+    dtype = dict(fp32=torch.float32, fp16=torch.float16).get(precision, torch.bfloat16)
+    model = load_pretrained(AutoModelForCausalLM, path, LLMError, dtype=dtype, device_map=place,
+                            quantization_config=packing, offload_folder=offload_folder)
     plain_kernels(model)
-    tok = AutoTokenizer.from_pretrained(path)
+    tok = load_pretrained(AutoTokenizer, path, LLMError)
     if tok.pad_token is None: tok.pad_token = tok.eos_token   # Llama and Mistral have none
     return model.eval(), tok
 
@@ -217,8 +225,7 @@ def encode(tok, messages:list[dict]|str,  # chat messages, or the user's words
     "The prompt's token ids, by the model's chat template, with the assistant's turn opened."
     if isinstance(messages, str): messages = [dict(role="user", content=messages)]
     messages = fold_system(tok, messages)   # Gemma's template, for one, refuses a system message
-    return tok.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt",
-                                   return_dict=True)["input_ids"].to(device)
+    return torch.tensor([chat_ids(tok, messages, add_generation_prompt=True)], device=device)
 
 # %% ../nbs/week1/03_hello_llm.ipynb #17bf1e53
 @torch.inference_mode()
@@ -357,24 +364,26 @@ class OpenAIEngine:
         self.model, self.name, self.url, self.timeout = model, name, base_url, timeout
         key = os.environ.get("OPENAI_API_KEY", "none")
         self.http = http_client(base_url, timeout)   # no proxy between us and this machine
-        self.client = OpenAI(base_url=base_url, api_key=key, timeout=timeout, max_retries=0,
-                             http_client=self.http)
+        with self._sentences(): self.client = OpenAI(
+            base_url=base_url, api_key=key, timeout=timeout, max_retries=0, http_client=self.http)
 
-    @contextmanager
     def _sentences(self):
-        "Turn the client's exceptions into sentences."
+        "The boundary of the server: whatever the client raises becomes a sentence."
         import openai
-        try: yield
-        except openai.APITimeoutError as e: raise LLMError(
-            f"{self.url} did not answer within {self.timeout:g} s. Is it still loading the model? "
-            "Ask again, or raise `timeout`.") from e
-        except openai.APIConnectionError as e: raise LLMError(
-            f"No server answers at {self.url}. Start it (`ollama serve`, `vllm serve MODEL`, "
-            "`transformers serve`), or correct the URL.") from e
-        except openai.APIStatusError as e:
+        def knows(e):
+            if isinstance(e, openai.APITimeoutError): return (
+                f"{self.url} did not answer within {self.timeout:g} s. Is it still loading the "
+                "model? Ask again, or raise `timeout`.")
+            if isinstance(e, openai.APIConnectionError): return (
+                f"No server answers at {self.url}. Start it (`ollama serve`, `vllm serve MODEL`, "
+                "`transformers serve`), or correct the URL.")
+            if not isinstance(e, openai.APIStatusError): return ""
             kind = TooLong if TOO_LONG.search(_said(e)) else LLMError
             said = f"{_said(e)}. {self._advice(e)}"
-            raise kind(f"{self.url} refused (HTTP {e.status_code}): {said}") from e
+            return kind(f"{self.url} refused (HTTP {e.status_code}): {said}")
+        return boundary(f"{self.url} gave no answer that can be read",
+                        "Does the URL end in /v1, and is it a server of chat models?",
+                        LLMError, knows)
 
     def _advice(self, e) -> str:
         "What to do about a refusal."
@@ -386,9 +395,8 @@ class OpenAIEngine:
 
     def models(self) -> list[str]:
         "Names of the models that the server offers; empty if it does not say."
-        import openai
-        try: return [m.id for m in self.client.models.list()]
-        except openai.OpenAIError: return []
+        with suppress(Exception): return [m.id for m in self.client.models.list()]
+        return []
 
     def _request(self, messages, max_new_tokens=128, temperature=0.0, top_p=1.0, schema=None, **kw):
         if isinstance(messages, str): messages = [dict(role="user", content=messages)]
@@ -405,8 +413,8 @@ class OpenAIEngine:
         start = time.perf_counter()
         with self._sentences():
             r = self._request(messages, max_new_tokens, temperature, top_p, schema)
-        return Reply(r.choices[0].message.content or "", r.usage.prompt_tokens,
-                     r.usage.completion_tokens, time.perf_counter() - start)
+            return Reply(r.choices[0].message.content or "", r.usage.prompt_tokens,
+                         r.usage.completion_tokens, time.perf_counter() - start)
 
     def stream(self, *args, **options) -> Iterator[str]:
         "Pieces of the answer as they come; the arguments are those of `chat`."
@@ -436,9 +444,8 @@ def llama_cpp(gguf:str|Path,        # a GGUF file
     params.n_ctx, params.n_gpu_layers, params.n_parallel = context, gpu_layers, 1
     params.port, params.verbosity = 0, 0
     _set_threads(params, gguf)
-    try: server = xllamacpp.Server(params)
-    except Exception as e: raise LLMError(
-        f"llama.cpp cannot load {gguf.name}: {e}. Is it a whole GGUF file?") from e
+    with boundary(f"llama.cpp cannot load {gguf.name}", "Is it a whole GGUF file?", LLMError):
+        server = xllamacpp.Server(params)
     try: yield OpenAIEngine(f"{server.listening_address}/v1", gguf.stem, "llama.cpp")
     finally: del server
 

@@ -8,6 +8,7 @@ import json, shutil
 from pathlib import Path
 import torch
 from torch import Tensor, nn
+from .assets import load_pretrained, reading_weights
 from .llm import LLMError
 
 # %% auto #0
@@ -148,10 +149,12 @@ def load_packed(folder:str|Path,         # a GPTQ or AWQ checkpoint with 4 bits
     from accelerate import init_empty_weights
     from safetensors.torch import load_file
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
-    config = AutoConfig.from_pretrained(folder)
+    config = load_pretrained(AutoConfig, folder, LLMError)
     version = _version(getattr(config, "quantization_config", None), folder)
     del config.quantization_config
-    tensors = {k: t for f in Path(folder).glob("*.safetensors") for k, t in load_file(f).items()}
+    tensors = {}
+    for file in Path(folder).glob("*.safetensors"):
+        with reading_weights(file, LLMError): tensors |= load_file(file)
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     for name in [k.removesuffix(".qweight") for k in tensors if k.endswith(".qweight")]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from .files import CourseError
 from .instruct import encode_pair
-from .templates import fold_system
+from .templates import chat_ids, fold_system
 from .train import dataset, plain_attention
 
 # %% auto #0
@@ -148,9 +148,8 @@ def _settings() -> dict:
 
 def _check_lengths(tok, pairs:list[dict], max_length:int|None) -> int:   # tokens of the longest
     "What is cut is the end, which is the answer. Raises `PreferenceError` rather than cutting."
-    def tokens(messages):
-        return len(tok.apply_chat_template(messages, return_dict=True)["input_ids"])
-    lengths = [max(tokens(p["prompt"] + p[side]) for side in ("chosen", "rejected")) for p in pairs]
+    lengths = [max(len(chat_ids(tok, p["prompt"] + p[side])) for side in ("chosen", "rejected"))
+               for p in pairs]
     long = sum(n > (max_length or n) for n in lengths)
     if long: raise PreferenceError(
         f"{long} of {len(pairs)} pairs are longer than max_length ({max_length} tokens; the "
@@ -210,9 +209,8 @@ def train_grpo(model, tok, prompts:list[list[dict]],
                  max_completion_length=max_new_tokens)
     args = GRPOConfig(str(output_dir), **(_settings() | usual | settings))
     rows = dataset([dict(prompt=fold_system(tok, p)) for p in prompts])
+    asked = max(len(chat_ids(tok, p)) for p in rows["prompt"])
     trainer = GRPOTrainer(model, reward_funcs=reward, args=args, train_dataset=rows,
                           processing_class=tok,
                           peft_config=lora(model, lora_r, lora_alpha, top_layers))
-    asked = max(len(tok.apply_chat_template(p, return_dict=True)["input_ids"])
-                for p in rows["prompt"])
     return _train(trainer, asked + max_new_tokens)

@@ -11,12 +11,13 @@ from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
-from .assets import find_asset
+from .assets import find_asset, load_pretrained
 from .evals import rouge_l, score_pairs
-from .files import Progress, no_progress
-from .instruct import encode_pair, fold_system, parse_record, read_pairs
-from .train import (Flags, Result, RunPlan, TrainError, check_flags, command, dataset,
-                            first_line, is_main, make_trainer, print_progress, resume_from,
+from .files import Progress, boundary, no_progress
+from .instruct import encode_pair, parse_record, read_pairs
+from .templates import chat_ids, fold_system
+from .train import (FlagError, Flags, Result, RunPlan, TrainError, check_flags, command,
+                            dataset, is_main, make_trainer, print_progress, resume_from,
                             run_trainer, shares_weights)
 
 # %% auto #0
@@ -33,21 +34,6 @@ def source_of(name:str) -> str:
     asset = None if local else find_asset(name)
     if asset is None and not local and name.count("/") == 1: return name
     return str(model_path(asset.name if asset else name))
-
-def _load(kind, name:str, **options):
-    "A tokenizer or a model. Raises `TrainError` where the hub or the folder does not give it."
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-    source = source_of(name)
-    try: return kind.from_pretrained(source, **options)
-    except (OSError, ValueError) as e:
-        why = f"{name} cannot be loaded: {first_line(e)}"
-        if isinstance(e.__cause__, GatedRepoError):
-            why = (f"{name} is gated: accept its licence at https://huggingface.co/{name}, and run "
-                   "`hf auth login` once with a token that may read it.")
-        elif isinstance(e.__cause__, RepositoryNotFoundError):
-            why = (f"The hub has no model {name}, or not for you. Look at the spelling; if it is "
-                   "private, run `hf auth login`.")
-        raise TrainError(why) from e
 
 def load_base(model_name:str,            # a model of the course, the hub's name, or a folder
               load_in_4bit:bool=True,    # NF4 with double quantization
@@ -68,10 +54,11 @@ def load_base(model_name:str,            # a model of the course, the hub's name
     cuda = torch.cuda.is_available()
     card = int(os.environ.get("LOCAL_RANK", 0)) if cuda else "cpu"
     fast = cuda and is_flash_attn_2_available()
-    model = _load(AutoModelForCausalLM, model_name, dtype=dtype, device_map={"": card},
-                  quantization_config=packing if load_in_4bit else None,
-                  attn_implementation="flash_attention_2" if fast else "sdpa")
-    tok = _load(AutoTokenizer, model_name)
+    source = source_of(model_name)
+    model = load_pretrained(AutoModelForCausalLM, source, TrainError, dtype=dtype,
+                            device_map={"": card}, quantization_config=packing if load_in_4bit else
+                            None, attn_implementation="flash_attention_2" if fast else None)
+    tok = load_pretrained(AutoTokenizer, source, TrainError)
     if tok.pad_token is None: tok.pad_token = tok.eos_token
     plain_kernels(model)   # see "A trap on processors" in the lesson
     return model, tok
@@ -107,8 +94,7 @@ def answers(model, tok, conversations:Iterable[list[dict]],  # each without the 
     how = dict(do_sample=False)
     if temperature: how = dict(do_sample=True, temperature=temperature, top_k=0, top_p=1.0)
     pad = tok.eos_token_id if tok.pad_token_id is None else tok.pad_token_id
-    ids = [list(tok.apply_chat_template(fold_system(tok, c), add_generation_prompt=True,
-                                        return_dict=True)["input_ids"]) for c in conversations]
+    ids = [chat_ids(tok, fold_system(tok, c), add_generation_prompt=True) for c in conversations]
     for i in range(0, len(ids), batch_size):
         some = ids[i:i + batch_size]
         n, longest = len(os.path.commonprefix([s[:-1] for s in some])), max(map(len, some))
@@ -149,7 +135,25 @@ def _advice(remedy:dict) -> str:
 
 def _targets(flags:Flags) -> tuple[str, ...]:
     "The layers that get adapters; none stands for all linear ones."
-    return () if flags.target_modules == "all-linear" else tuple(flags.target_modules.split(","))
+    names = () if flags.target_modules == "all-linear" else flags.target_modules.split(",")
+    return tuple(name.strip() for name in names if name.strip())
+
+def _trained(config:dict, flags:Flags) -> int:
+    "Parameters of the adapters, counted on the real class without its memory."
+    import torch
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+    from mlcourse.workloads import as_config
+    what = f"{flags.model_name} takes no adapters on {flags.target_modules}"
+    with boundary(what, "`--target_modules all-linear` fits every model.", FlagError):
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(as_config(config))
+            layers = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+            if lost := set(_targets(flags)) - layers: raise FlagError(
+                f"{flags.model_name} has no {', '.join(sorted(lost))}, as --target_modules asks. "
+                "`all-linear` fits every model.")
+            model = get_peft_model(model, recipe(flags, 1)[1])
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 def packed_lengths(encoded:list[dict],      # from `encode_pair`
                    max_seq_length:int,      # of a sequence, in tokens
@@ -175,7 +179,8 @@ def make_plan(flags:Flags,
     "Steps, tokens and memory of a run. Raises `PlanError` for a model whose shape is not known."
     from mlcourse.configs import find_config
     from mlcourse.tier import find_cards
-    from mlcourse.vram import Plan, adapter_parameters, by_rules, predict
+    from mlcourse.vram import Plan, by_rules, predict
+    from mlcourse.workload import PlanError
     batch, accumulation = flags.per_device_train_batch_size, flags.gradient_accumulation_steps
     whole, sequences = [len(e["input_ids"]) for e in encoded], batch * accumulation * world
     lengths = packed_lengths(encoded, flags.max_seq_length) if flags.packing else whole
@@ -184,7 +189,7 @@ def make_plan(flags:Flags,
     if steps < 0: steps = math.ceil(per_epoch * flags.num_train_epochs)
     name, config = find_config(flags.model_name)
     result = RunPlan(
-        name, adapter_parameters(config, flags.lora_r, _targets(flags)), len(encoded), max(lengths),
+        name, _trained(config, flags), len(encoded), max(lengths),
         sum(n == flags.max_seq_length for n in whole), steps, sequences,
         tokens=round(sum(lengths) / len(lengths) * steps * sequences),
         learned=sum(l != -100 for e in encoded for l in e["labels"]) / sum(lengths),
@@ -201,9 +206,10 @@ def make_plan(flags:Flags,
         result.memory, result.fits = p.verdict, p.fits
         result.remedies = [_advice(r) for r in p.remedies]
     else:
-        mib = sum(by_rules(plan).values())
-        result.memory = ("there is no card here, so it runs on the processor; on a card it would "
-                         f"take about {mib:,.0f} MiB by the rules, and `mlcourse plan` knows more")
+        result.memory = "there is no card here, so it runs on the processor; "
+        try: result.memory += (f"on a card it would take about {sum(by_rules(plan).values()):,.0f} "
+                               "MiB by the rules, and `mlcourse plan` knows more")
+        except PlanError: result.memory += "`mlcourse plan` tells what it would take on a card"
     return result
 
 def recipe(flags:Flags, steps:int):   # a `trl.SFTConfig` and a `peft.LoraConfig`
@@ -251,7 +257,8 @@ def train(flags:Flags, progress:Progress=print_progress,
     check_flags(flags)
     tell = progress if is_main() else no_progress
     checkpoint = resume_from(flags, tell)
-    tok = base[1] if base else _load(AutoTokenizer, flags.model_name)
+    tok = base[1] if base else load_pretrained(
+        AutoTokenizer, source_of(flags.model_name), TrainError)
     rows = encode_file(flags.dataset, tok, flags, tell)
     dev = encode_file(flags.dev, tok, flags, tell) if flags.dev else []
     plan = make_plan(flags, rows, int(os.environ.get("WORLD_SIZE", 1)))

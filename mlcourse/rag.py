@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from .assets import ASSETS, STANDINS, fetch
 from .evals import CITE, is_refusal, sentences, support, supported
-from .files import derived
+from .files import boundary, derived
 from .notes import Chunk
 from .search import Hit, Retriever, tokenize
 from .templates import inert
@@ -43,9 +43,11 @@ def island_notes() -> Path:  # a folder
 def load_questions(path:str|Path|None=None) -> list[Question]:   # the course's own set when None
     "Read a question set, a JSON object a line."
     path = Path(path) if path else files("mlcourse")/"data/rag/questions.jsonl"
-    rows = map(json.loads, filter(str.strip, path.read_text(encoding="utf-8").splitlines()))
-    return [Question(r["id"], r["question"], tuple(r["references"]),
-                     tuple((g["path"], g["quote"]) for g in r["gold"]), r["kind"]) for r in rows]
+    with boundary(f"{path} is no set of questions", "Compare it with data/rag/questions.jsonl."):
+        rows = map(json.loads, filter(str.strip, path.read_text(encoding="utf-8").splitlines()))
+        return [Question(r["id"], r["question"], tuple(r["references"]),
+                         tuple((g["path"], g["quote"]) for g in r["gold"]), r["kind"])
+                for r in rows]
 
 def gold_ids(q:Question, chunks:Iterable[Chunk]) -> set[str]:
     "The ids of the chunks that hold a quote of the question; spaces and line ends do not count."

@@ -14,12 +14,13 @@ from typing import Annotated, Optional
 import numpy as np
 import typer
 from .course import command
-from .files import CourseError, UsageError, console, digest, size_of, write_json
+from .files import (CourseError, UsageError, boundary, digest, markdown_table, size_of,
+                            write_json)
 from .record import machine, versions
 
 # %% auto #0
 __all__ = ['PROVIDERS', 'NUMBERS', 'ReceiptError', 'read_graph', 'weight_census', 'open_session', 'random_inputs', 'kernels',
-           'tally', 'difference', 'interleaved', 'speedup', 'receipt', 'receipt_rows', 'top1', 'main']
+           'tally', 'difference', 'interleaved', 'speedup', 'receipt', 'receipt_rows', 'main']
 
 # %% ../nbs/tools/24_receipt.ipynb #d4c10009
 class ReceiptError(CourseError):
@@ -29,7 +30,6 @@ def read_graph(file:str|Path):   # an `onnx.ModelProto`, without weights that li
     "Read an ONNX file. Raises `UsageError` without one, and `ReceiptError` for a damaged one."
     import onnx
     from google.protobuf.message import DecodeError
-    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
     file = Path(file).expanduser()
     if not file.is_file(): raise UsageError(f"There is no file {file}. Give an .onnx file.")
     try: model = onnx.load(file, format="protobuf", load_external_data=False)
@@ -37,11 +37,6 @@ def read_graph(file:str|Path):   # an `onnx.ModelProto`, without weights that li
     if model is None or not model.graph.node or not model.opset_import: raise ReceiptError(
         f"{file} cannot be read as ONNX: it is cut short, or another kind of file. "
         "Copy or export it again.")
-    for info in map(ExternalDataInfo, filter(uses_external_data, _tensors(model.graph))):
-        path, end = file.parent/info.location, (info.offset or 0) + (info.length or 0)
-        if not path.is_file() or path.stat().st_size < end: raise ReceiptError(
-            f"{file} keeps weights in {info.location}, which is not beside it, or cut short. "
-            "Copy both files.")
     return model
 
 def _tensors(graph) -> Iterator:
@@ -73,20 +68,19 @@ def open_session(file:str|Path, provider:str="cpu",   # a key of `PROVIDERS`
     import onnxruntime as ort
     if provider not in PROVIDERS: raise UsageError(
         f"There is no provider {provider!r}. Use one of {', '.join(PROVIDERS)}.")
-    options, level = ort.SessionOptions(), ort.GraphOptimizationLevel
     ort.disable_telemetry_events()   # there are some on Windows
+    options, file = ort.SessionOptions(), Path(file).expanduser()
     options.intra_op_num_threads, options.log_severity_level = threads, 4
-    if not optimize: options.graph_optimization_level = level.ORT_DISABLE_ALL
+    if not optimize: options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if profile: options.enable_profiling, options.profile_file_prefix = True, str(profile)
-    path = str(Path(file).expanduser())
     try:
         with warnings.catch_warnings(action="ignore"):   # of a provider that is not there
-            return ort.InferenceSession(path, options, providers=[PROVIDERS[provider]])
+            return ort.InferenceSession(str(file), options, providers=[PROVIDERS[provider]])
     except Exception as e:   # its errors have no common class
-        said = str(e).strip().splitlines()[0].rpartition(" : ")[2]
         opsets = [f"{o.domain or 'ai.onnx'} {o.version}" for o in read_graph(file).opset_import]
-        raise ReceiptError(f"ONNX Runtime {ort.__version__} does not take {Path(file).name} (opset "
-                           f"{', '.join(opsets)}): {said}") from e
+        raise ReceiptError(
+            f"ONNX Runtime {ort.__version__} does not take {file.name} (opset {', '.join(opsets)})"
+            f": {str(e).strip().splitlines()[0].rpartition(' : ')[2]}") from e
 
 def random_inputs(session, dims:dict[str, int]|None=None,   # dimensions without a number
                   batch:int=1,                        # and those of them that come first
@@ -176,7 +170,7 @@ def receipt(file:str|Path, against:str|Path="",   # another file; this one, not 
             feeds:dict[str, np.ndarray]|None=None,   # inputs; random ones when None
            ) -> dict:                             # for JSON, and for `receipt_rows`
     "Measure a model, with the proof of what was measured. Raises `CourseError`."
-    graph, seen = read_graph(file), machine()
+    graph, seen, file = read_graph(file), machine(), Path(file).expanduser()
     threads = threads or seen["cores"]
     with TemporaryDirectory() as tmp:
         session = open_session(file, provider, threads, profile=Path(tmp)/"profile")
@@ -188,22 +182,21 @@ def receipt(file:str|Path, against:str|Path="",   # another file; this one, not 
     reference = open_session(against or file, "cpu", threads, optimize=bool(against))
     original = _runner(reference, given)
     taken = interleaved(dict(this=run, reference=original) if against else dict(this=run), runs)
-    asked, used = PROVIDERS[provider], tally(ran, "provider")
-    faults = [f"asked for {asked}, computed on {', '.join(used)}"] * (
-        asked[:-len("ExecutionProvider")] not in used)
+    asked, used, faults = PROVIDERS[provider], tally(ran, "provider"), []
+    if asked[:-len("ExecutionProvider")] not in used:
+        faults.append(f"asked for {asked}, computed on {', '.join(used)}")
     if not all(np.isfinite(o).all() for o in outputs if o.dtype.kind == "f"):
         faults.append("an output holds values that are no numbers")
-    ms = np.percentile(taken["this"] * 1e3, (50, 95, 99)).tolist()
+    p50, p95, p99 = np.percentile(taken["this"] * 1e3, (50, 95, 99)).tolist()
     found = dict(
-        file=Path(file).name, megabytes=size_of(Path(file).expanduser()) / 1e6,
-        sha256=digest(Path(file).expanduser()), faults=faults,
+        file=file.name, megabytes=size_of(file) / 1e6, sha256=digest(file), faults=faults,
         opset=max(o.version for o in graph.opset_import),
         fed={name: list(a.shape) for name, a in given.items()},
         provider=dict(asked=asked, session=session.get_providers(), ran=used),
         weights=weight_census(graph), dtypes=tally(ran, "dtype"), ops=tally(ran, "op"),
         against=Path(against).name if against else "itself, nothing optimised",
         difference=difference(outputs, original()),
-        ms=dict(p50=ms[0], p95=ms[1], p99=ms[2], first=first * 1e3, runs=len(taken["this"])),
+        ms=dict(p50=p50, p95=p95, p99=p99, first=first * 1e3, runs=len(taken["this"])),
         threads=threads, machine=seen, versions=versions(("onnxruntime", "onnx", "numpy")))
     if against: found["speedup"] = speedup(taken["reference"], taken["this"])
     if accuracy: found["accuracy"] = dict(this=accuracy(session), reference=accuracy(reference))
@@ -218,77 +211,53 @@ def _runner(session, feeds) -> Callable:
     own = {i.name: a.astype(NUMBERS.get(i.type.removeprefix("tensor(")[:-1], a.dtype))
            for i, a in zip(session.get_inputs(), feeds.values())}
     def run():
-        try: return session.run(None, own)
-        except Exception as e: raise ReceiptError(
-            f"The model does not run on inputs of {[list(a.shape) for a in own.values()]}: "
-            f"{str(e).splitlines()[0]}") from e
+        shapes = [list(a.shape) for a in own.values()]
+        with boundary(f"The model does not run on inputs of {shapes}",
+                      "Give sizes that it was made for: --dim NAME=N.", ReceiptError):
+            return session.run(None, own)
     return run
 
 def receipt_rows(r:dict) -> list[tuple[str, str]]:   # of `receipt`
     "A receipt as a small table."
     def share(table): return ", ".join(f"{k} {v['share']:.0%} of the time ({v['nodes']} kernels)"
                                        for k, v in list(table.items())[:4])
-    d, ms, seen = r["difference"], r["ms"], r["machine"]
-    on = [f"threads: {r['threads']}", seen["processor"], *(c["name"] for c in seen["cards"]),
-          *(f"{k} {v}" for k, v in r["versions"].items())]
-    rows = dict(
-        file="{file}, {megabytes:.1f} MB, opset {opset}, SHA-256 {sha256:.12}".format(**r),
-        ran_on=share(r["provider"]["ran"]), computed_in=share(r["dtypes"]),
-        weights=", ".join(f"{k} {v / 1e6:.2f} MB" for k, v in r["weights"].items()),
-        slowest=share(r["ops"]),
-        difference=f"{d['relative']:.1e} of the largest value ({d['largest']:.1e} absolute), "
-                   f"against {r['against']}",
-        inputs=", ".join(f"{k} {v}" for k, v in r["fed"].items()),
-        latency="p50 {p50:.2f} ms, p95 {p95:.2f}, p99 {p99:.2f} ({runs} runs); first call "
-                "{first:.2f}".format(**ms))
-    if "speedup" in r: rows["speed"] = (
-        "{ratio:.2f} [{low:.2f}, {high:.2f}] times the reference's".format(**r["speedup"]))
-    if "accuracy" in r: rows["accuracy"] = (
-        "{this:.3f}; the reference has {reference:.3f}".format(**r["accuracy"]))
-    if "batches" in r: rows["batches"] = ", ".join(
-        f"{n}: {t:.2f} ms an item" for n, t in r["batches"].items())
-    rows["on"] = ", ".join(on)
-    rows = [(name.replace("_", " "), said) for name, said in rows.items()]
-    return rows + [("FAULT", f) for f in r["faults"]]
+    def listed(form, pairs): return ", ".join(form.format(*pair) for pair in pairs.items())
+    rows = [
+        ("file", "{file}, {megabytes:.1f} MB, opset {opset}, SHA-256 {sha256:.12}".format(**r)),
+        ("ran on", share(r["provider"]["ran"])), ("computed in", share(r["dtypes"])),
+        ("weights", listed("{} {:.2f} MB", {k: n / 1e6 for k, n in r["weights"].items()})),
+        ("slowest", share(r["ops"])),
+        ("difference", "{relative:.1e} of the largest value ({largest:.1e} absolute), against "
+                       "{against}".format(**r["difference"], against=r["against"])),
+        ("inputs", listed("{} {}", r["fed"])),
+        ("latency", "p50 {p50:.2f} ms, p95 {p95:.2f}, p99 {p99:.2f} ({runs} runs); first call "
+                    "{first:.2f}".format(**r["ms"]))]
+    if "speedup" in r: rows.append(("speed", "{ratio:.2f} [{low:.2f}, {high:.2f}] times the "
+                                             "reference's".format(**r["speedup"])))
+    if "accuracy" in r: rows.append(("accuracy", "{this:.3f}; the reference has {reference:.3f}"
+                                                 .format(**r["accuracy"])))
+    if "batches" in r: rows.append(("batches", listed("{}: {:.2f} ms an item", r["batches"])))
+    on = [f"threads: {r['threads']}", r["machine"]["processor"],
+          *(card["name"] for card in r["machine"]["cards"]), listed("{} {}", r["versions"])]
+    return [*rows, ("on", ", ".join(on)), *(("FAULT", f) for f in r["faults"])]
 
 # %% ../nbs/tools/24_receipt.ipynb #d4c10028
-def top1(file:str|Path) -> Callable:   # to a session's share of right answers
-    "Accuracy on an .npz file with a model's inputs and `labels`. Raises `UsageError`."
-    try:
-        with np.load(Path(file).expanduser()) as z: data = {name: z[name] for name in z.files}
-        labels = data.pop("labels")
-    except (OSError, ValueError, EOFError, KeyError, AttributeError) as e: raise UsageError(
-        f"{file} is no .npz file of inputs and an array named labels.") from e
-    def accuracy(session) -> float:
-        names = [i.name for i in session.get_inputs()]
-        if lost := [n for n in names if len(data.get(n, ())) != len(labels) or not len(labels)]:
-            raise UsageError(f"{file} holds no array {lost[0]} with a row for each label.")
-        parts = [_runner(session, {n: data[n][at:at + 64] for n in names})()[0].argmax(-1)
-                 for at in range(0, len(labels), 64)]
-        return float((np.concatenate(parts) == labels).mean())
-    return accuracy
-
 @command("receipt")
 def main(model:str,            # an .onnx file
          dim:Annotated[Optional[list[str]], typer.Option(
              help="Size of an open dimension, NAME=N; may be given again.")]=None,
          against:str="",       # another .onnx file: the reference
-         data:str="",          # an .npz file with the inputs and labels
          provider:str="cpu",   # cpu, cuda or tensorrt
          threads:int=0,        # all cores when 0
          runs:int=50,          # timed calls, at least 10
          out:str="",           # the JSON; beside the model when empty
         ) -> int:              # exit code: 0 proved, 1 with a fault, 2 bad usage
     "How fast a model is, with the proof of what ran, where, in which numbers, and how exactly."
-    from rich.table import Table
     dims = {name: size for name, _, size in (d.rpartition("=") for d in dim or ())}
     if runs < 10 or threads < 0 or not all(n.isdecimal() and n.isascii() for n in dims.values()):
         raise UsageError("--runs is at least 10, --threads at least 0, --dim such as batch=8.")
-    r = receipt(model, against, {n: int(size) for n, size in dims.items()}, provider, threads, runs,
-                accuracy=top1(data) if data else None)
-    table = Table("what", "proof", title=f"Receipt of {r['file']}")
-    for row in receipt_rows(r): table.add_row(*row)
-    console().print(table)
-    path = Path(model).expanduser()
-    print(f"Wrote {write_json(out or path.with_suffix('.receipt.json'), r)}.")
+    r = receipt(model, against, {n: int(size) for n, size in dims.items()}, provider, threads, runs)
+    print(markdown_table(("what", "proof"), receipt_rows(r)))
+    path = write_json(out or Path(model).expanduser().with_suffix(".receipt.json"), r)
+    print(f"Wrote {path}.")
     return 1 if r["faults"] else 0

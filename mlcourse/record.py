@@ -16,7 +16,7 @@ from numbers import Real
 from pathlib import Path
 from packaging.utils import canonicalize_name as same
 from .course import find_course, settings
-from .files import CourseError, markdown_table, write_atomic
+from .files import CourseError, boundary, markdown_table, write_atomic
 
 # %% auto #0
 __all__ = ['MIME', 'TargetMissed', 'Metric', 'record', 'harvest', 'out_dir', 'artifact', 'packages', 'distributions', 'versions',
@@ -94,7 +94,8 @@ def harvest(nb:dict, log:str="",   # log: what `record` wrote to `MLCOURSE_METRI
 def out_dir(lesson:str) -> Path:   # an existing folder
     "The folder for the outputs of a lesson, such as `week1/03_hello_llm`."
     path = Path(os.environ.get("MLCOURSE_OUT") or (find_course() or Path.cwd())/"runs")/lesson
-    path.mkdir(parents=True, exist_ok=True)
+    with boundary(f"{path} cannot be made", "Set MLCOURSE_OUT to a folder you may write to."):
+        path.mkdir(parents=True, exist_ok=True)
     return path
 
 def artifact(lesson:str, name:str) -> Path:   # an existing file or folder in the lesson's `out_dir`

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from .assets import fetch
+from .assets import fetch, load_pretrained
 from .files import Progress, no_progress
 
 # %% auto #0
@@ -32,9 +32,10 @@ class CrossEncoderReranker:
         logging.set_verbosity_error()      # a new head is no news
         folder = Path(name) if Path(name).is_dir() else fetch(str(name))
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.tokenizer, self.max_length = AutoTokenizer.from_pretrained(folder), max_length
-        model = AutoModelForSequenceClassification.from_pretrained(
-            folder, num_labels=1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        self.tokenizer, self.max_length = load_pretrained(AutoTokenizer, folder), max_length
+        model = load_pretrained(
+            AutoModelForSequenceClassification, folder, num_labels=1, hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0)
         self.model = model.to(self.device).eval()
 
     def logits(self, pairs:Sequence[tuple[str, str]]):   # a tensor of shape (pairs,)

@@ -19,8 +19,8 @@ from typing import Any
 import psutil
 from fastcore.basics import nested_idx
 from .course import code_tree, course_key, find_course, find_notebooks, read_notebook
-from .files import (CourseError, UsageError, digest, duration, locked, markdown_table,
-                            read_json, write_atomic, write_json)
+from .files import (CourseError, UsageError, as_utf8, boundary, digest, duration, locked,
+                            markdown_table, read_json, write_atomic, write_json)
 from .record import (Metric, commit, distributions, harvest, high_water, machine, score,
                              versions)
 from .tier import find_cards, resolve
@@ -342,7 +342,7 @@ def kernel_env(path:Path, tier:str, out:Path, jobs:int=1) -> dict[str,str]:
 ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 
 def clean(text:str, limit:int=2000) -> str:   # without colour codes, cut at `limit` characters
-    text = ANSI.sub("", str(text)).strip()
+    text = as_utf8(ANSI.sub("", str(text)).strip()).decode()
     return text if len(text) <= limit else text[:limit] + " …"
 
 def raising_line(traceback:list[str]) -> str:
@@ -416,9 +416,9 @@ def entry(job:Job, status:str="skipped", error:dict|None=None) -> dict:
 def load_report(path:Path) -> tuple[dict|None,str]:   # and a sentence when it was set aside
     "Read an earlier report; one that is cut or not a report is renamed."
     def ok(value):
-        rows = value.get("notebooks") if isinstance(value, dict) else None
-        return isinstance(rows, list) and all(
-            isinstance(row, dict) and {"path", "status"} <= row.keys() for row in rows)
+        rows, score = value["notebooks"] + value.get("previous", []), value.get("machine", {})
+        return isinstance(score.get("score"), dict|None) and all(
+            isinstance(row["path"], str) and row["status"] for row in rows)
     report, aside = read_json(path, ok)
     note = f"The old report, kept as {aside}, could not be read: every notebook runs again."
     return report, note if aside else ""
@@ -588,12 +588,10 @@ def signals_to(tell:Callable,   # called with ("stop", signal number)
 
 def sole_run(out:Path):   # a context manager; raises `CourseError` for a second run
     "Make the run's folder and keep other runs out of it. Raises `UsageError` where it cannot."
-    try:
+    step = "Choose another one with --out."
+    with boundary(f"The folder {out} cannot be written", step, UsageError):
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
-    except OSError as e:
-        raise UsageError(f"The folder {out} cannot be written: {e.strerror}. "
-                         "Choose another one with --out.") from e
     busy = f"Another run is writing to {out}. Wait for its end, or choose another --out."
     return locked(out/".run", timeout=0, busy=busy)
 
@@ -708,7 +706,7 @@ class CourseRun:
         self.report["machine"]["score"] = self.score
         try:
             write_json(self.out/"report.json", self.report)
-            write_atomic(self.out/"report.md", report_md(self.report))
+            write_atomic(self.out/"report.md", as_utf8(report_md(self.report)))
         except OSError as e:
             raise CourseError(f"The report in {self.out} could not be written: {e.strerror}. "
                               "What is done is kept; make room and run again with --resume.") from e
@@ -737,7 +735,7 @@ class CourseRun:
         try:
             result, place = execute(job), out_path(self.out, job.name)
             if result["status"] != "skipped" and job.executed:
-                write_atomic(place, nbformat.writes(job.executed) + "\n")
+                write_atomic(place, as_utf8(nbformat.writes(job.executed) + "\n"))
         except Exception as e:   # the loop waits for an answer, whatever happens here
             why = f"The executed notebook could not be written: {getattr(e, 'strerror', 0) or e}."
             result = entry(job, "failed", dict(cell=None, type=type(e).__name__, message=why))

@@ -13,7 +13,7 @@ import numpy as np
 import regex
 from .assets import STANDINS, fetch
 from .evals import bigrams, is_dense, stem, tokens
-from .files import Progress, locked, no_progress, write_atomic
+from .files import Progress, boundary, locked, no_progress, write_atomic
 from .notes import Chunk, NotesError, chunk_all, cut_lines, read_folder
 
 # %% auto #0
@@ -37,7 +37,9 @@ class Embedder:
         transformers.utils.logging.disable_progress_bar()
         path = Path(name) if Path(name).is_dir() else fetch(name)
         self.name, self.device = name, "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = SentenceTransformer(str(path), device=self.device).to(torch.bfloat16).eval()
+        with boundary(f"The embedder {name} cannot be loaded", "Fetch it again, or name another."):
+            model = SentenceTransformer(str(path), device=self.device)
+        self.model = model.to(torch.bfloat16).eval()
         self.model.max_seq_length = max_seq_length
         self.prefix = PREFIXES.get(name) or self.model.prompts.get("query") or ""
         self.dim = self.model.get_embedding_dimension()
@@ -183,7 +185,7 @@ class Store:
     def _name(self) -> str:
         "Which generation is current; empty if that cannot be read."
         try: name = self.current.read_text()
-        except (FileNotFoundError, UnicodeDecodeError): return ""
+        except (OSError, UnicodeDecodeError): return ""
         return name if regex.fullmatch(r"gen-\d+", name) else ""
 
     def read(self) -> tuple[list[Chunk], np.ndarray]:   # chunks; float32, shape (windows, dim)
@@ -192,7 +194,7 @@ class Store:
             try: return self._load(self.folder/self._name())
             except FileNotFoundError:   # a writer has just moved on
                 if not self._name(): break
-            except (OSError, ValueError, TypeError, EOFError): break
+            except Exception: break   # damaged, or of another embedder
         return [], np.zeros((0, self.embedder.dim), np.float32)
 
     def _load(self, folder) -> tuple[list[Chunk], np.ndarray]:

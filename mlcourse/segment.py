@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from .assets import reading_weights
 from .files import CourseError, Progress, UsageError, no_progress, read_json, write_json
 from .pictures import read_pictures
 from .worlds import World, shapes
@@ -102,15 +103,16 @@ def train(model:nn.Module, pixels:Tensor, masks:Tensor,    # as `tensors` gives 
           loss:Callable[[Tensor, Tensor], Tensor],         # of fp32 logits, and class numbers
           epochs:int, batch_size:int, learning_rate:float, seed:int=0,
           bf16:bool=False, progress:Progress=no_progress,  # bf16: products in bfloat16
+          stop:int=0,                                      # after so many epochs; at the end when 0
          ) -> list[float]:                                 # the loss of each step
     "Train a model in place. Raises `UsageError` where there is less than one batch."
     device, per_epoch = next(model.parameters()).device, len(pixels) // batch_size
     if not per_epoch: raise UsageError(f"{len(pixels)} pictures are not a batch of {batch_size}.")
-    optimizer = torch.optim.AdamW(model.parameters(), learning_rate)
+    optimizer = torch.optim.AdamW(model.parameters(), learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, learning_rate, total_steps=epochs * per_epoch, pct_start=0.2)
     generator, losses = torch.Generator().manual_seed(seed), []
-    for _ in range(epochs):
+    for _ in range(stop or epochs):
         model.train()
         order = torch.randperm(len(pixels), generator=generator)
         for rows in order.split(batch_size)[:per_epoch]:
@@ -150,8 +152,9 @@ def load_segmenter(folder:str|Path) -> tuple[UNet, dict]:
     weights = Path(folder)/"model.safetensors"
     if not isinstance(config, dict) or not weights.is_file(): raise UsageError(
         f"{folder} holds no segmenter: config.json or model.safetensors is missing or damaged.")
-    model = UNet(*(config[name] for name in ("classes", "width", "depth", "skips")))
-    model.load_state_dict(load_file(weights))
+    with reading_weights(weights, UsageError):
+        model = UNet(*(config[name] for name in ("classes", "width", "depth", "skips")))
+        model.load_state_dict(load_file(weights))
     return model.eval(), config
 
 # %% ../nbs/week3/04_segmenter.ipynb #57a8b893
@@ -162,8 +165,7 @@ def read_pairs(folder:str|Path,         # holds `images`, and `masks` with PNGs 
     pictures, left_out = read_pictures(Path(folder)/"images", longest=2 * size)
     pairs = []
     for p in pictures:
-        path = Path(folder, "masks", p.source).with_suffix(".png")
-        try: pairs.append(_pair(p, path, classes, size))
+        try: pairs.append(_pair(p, Path(folder), classes, size))
         except CourseError as e: left_out[p.source] = str(e)
         except Exception: left_out[p.source] = "the mask is no PNG, or damaged"   # as Pillow finds
     if not pairs: raise CourseError(f"{folder} has no picture with a mask. Left out: {left_out}")
@@ -172,9 +174,15 @@ def read_pairs(folder:str|Path,         # holds `images`, and `masks` with PNGs 
         f"No mask in {folder} has a class. 255 means 'not labelled': write 1 for an object.")
     return pixels.permute(0, 3, 1, 2).contiguous(), masks, left_out
 
-def _pair(picture, path:Path, classes:int, size:int) -> tuple[np.ndarray, np.ndarray]:
+def _pair(picture, folder:Path, classes:int, size:int) -> tuple[np.ndarray, np.ndarray]:
     from PIL import Image
-    if not path.is_file(): raise CourseError(f"there is no mask masks/{path.name}")
+    path = (folder/"masks"/picture.source).with_suffix(".png")
+    if not path.is_file(): path = path.with_suffix(".PNG")
+    if not path.is_file(): raise CourseError(f"there is no mask masks/{path.stem}.png")
+    with Image.open(folder/"images"/picture.source) as image: turn = image.getexif().get(274, 1)
+    if turn > 1 and (turn < 5 or picture.pixels.shape[0] == picture.pixels.shape[1]):
+        raise CourseError("its EXIF data turn or mirror it, and its size does not tell whether "
+                          "the mask was turned as well: save it upright")
     with Image.open(path, formats=["PNG"]) as mask:
         if mask.mode not in ("L", "P", "1"): raise CourseError(
             f"the mask is of mode {mask.mode}; its pixels must be class numbers, in 8 bits")

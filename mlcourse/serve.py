@@ -7,7 +7,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from .files import CourseError
+from .files import CourseError, boundary
 
 # %% auto #0
 __all__ = ['DemoError', 'listening', 'serve']
@@ -22,11 +22,9 @@ def listening(port:int=7860,         # 0 for any free one
     "Hold a port of the loopback address while the block runs. Raises `DemoError` if it is taken."
     with socket.socket() as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try: s.bind(("127.0.0.1", port))
-        except (OSError, OverflowError) as e:
-            why = getattr(e, "strerror", None) or e
-            raise DemoError(f"Port {port} cannot be used ({why}). Is a demo running already? "
-                            "Choose another with --port, or --port 0 for any free one.") from e
+        step = ("Is a demo running already? Choose another with --port, or --port 0 for any free "
+                "one.")
+        with boundary(f"Port {port} cannot be used", step, DemoError): s.bind(("127.0.0.1", port))
         s.listen()
         yield s
 

@@ -12,7 +12,7 @@ from types import GenericAlias
 from .assets import ASSETS
 from .course import (MACHINERY, PARTS, Lesson, course_root, directive, lessons,
                              read_notebook, reading_order, settings)
-from .files import CourseError, markdown_table
+from .files import CourseError, boundary, markdown_table
 from .run import ANSI, summary, tables
 
 # %% auto #0
@@ -404,7 +404,8 @@ def stage(run_dir:str|Path, folder:str|Path="_stage") -> Path:   # the folder, r
     def write(name, text):
         (folder/name).parent.mkdir(parents=True, exist_ok=True)
         (folder/name).write_text(text, encoding="utf-8")
-    report = json.loads((run_dir/"report.json").read_text(encoding="utf-8"))
+    with boundary(f"The report in {run_dir} cannot be read", "Run `make course` again.", SiteError):
+        report = json.loads((run_dir/"report.json").read_text(encoding="utf-8"))
     ran, found, mods = {e["path"]: e for e in report["notebooks"]}, lessons(root), modules(root)
     index, config = symbols(mods), site_config(root, found, report)
     write("_quarto.yml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
@@ -446,10 +447,9 @@ def mathml(page:str) -> str:   # HTML, with MathML instead of TeX such as `\(x\)
     from latex2mathml.converter import convert
     def draw(m):
         tex, display = html.unescape(m[3]), "block" if m[2] == "display" else "inline"
-        try: return m[1] + convert(tex, display=display) + m[4]
-        except Exception as e:
-            raise SiteError(f"The formula {tex!r} cannot be drawn ({type(e).__name__}). "
-                            "Correct it, or write it in words.") from e
+        step = "Correct it, or write it in words."
+        with boundary(f"The formula {tex!r} cannot be drawn", step, SiteError):
+            return m[1] + convert(tex, display=display) + m[4]
     return _MATH.sub(draw, page)
 
 

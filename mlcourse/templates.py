@@ -5,20 +5,41 @@
 # %% ../nbs/tools/15_templates.ipynb #640a7fba
 from __future__ import annotations
 import re
+from .files import CourseError, boundary
 
 # %% auto #0
-__all__ = ['MARKS', 'fold_system', 'inert']
+__all__ = ['MARKS', 'TemplateFault', 'chat_text', 'chat_ids', 'fold_system', 'inert']
 
 # %% ../nbs/tools/15_templates.ipynb #77e86f78
+class TemplateFault(CourseError, ValueError):
+    "A chat template that cannot write a conversation."
+
+def chat_text(tok,                    # a tokenizer
+              messages:list[dict],    # role and content
+              tokenize:bool=False,    # True: a dictionary with `input_ids`
+              **options,              # of `apply_chat_template`
+             ):                       # text, or the dictionary
+    "A conversation as the model's own template writes it. Raises `TemplateFault`."
+    name = tok.name_or_path or "this model"
+    what, step = f"The chat template of {name} cannot write this conversation", (
+        "Leave out what it does not take, or use another model.")
+    if not tok.chat_template: what, step = f"{name} has no chat template", (
+        "It is a base model: take the one that was tuned to chat (…-Instruct, …-chat or …-it).")
+    with boundary(what, step, TemplateFault):
+        return tok.apply_chat_template(messages, tokenize=tokenize, **options)
+
+def chat_ids(tok, messages:list[dict], **options) -> list[int]:
+    "The token ids of `chat_text`."
+    return list(chat_text(tok, messages, tokenize=True, return_dict=True, **options)["input_ids"])
+
 def fold_system(tok,                   # a tokenizer with a chat template
                 messages:list[dict],   # role and content
                ) -> list[dict]:        # the same, if the template takes them
     "A system message that a template refuses (Gemma) or loses (Mistral) joins the first question."
-    from jinja2 import TemplateError
     if len(messages) < 2 or messages[0]["role"] != "system": return messages
     system, *turns = messages
-    try: text = tok.apply_chat_template(messages, tokenize=False)
-    except TemplateError: text = ""
+    try: text = chat_text(tok, messages)
+    except TemplateFault: text = ""
     if system["content"].strip() in text: return messages
     return [{**turns[0], "content": f"{system['content']}\n\n{turns[0]['content']}"}, *turns[1:]]
 

@@ -4,7 +4,7 @@
 
 # %% ../nbs/tools/07_train.ipynb #fa767989
 from __future__ import annotations
-import errno, netrc, os, sys, time, warnings
+import netrc, os, sys, time, warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field
@@ -12,14 +12,14 @@ from datetime import timedelta
 from pathlib import Path
 
 import mlcourse
-from .files import (CourseError, Progress, UsageError, digest, files_in, read_json,
-                            write_json)
+from .files import (CourseError, Progress, UsageError, boundary, digest, files_in,
+                            is_disk_full, read_json, reason, write_json)
 
 # %% auto #0
 __all__ = ['OPTIMS', 'TRACKERS', 'MANIFEST', 'MAY_CHANGE', 'TrainError', 'FlagError', 'Flags', 'parse_flags', 'shares_weights',
            'check_shares', 'check_flags', 'print_progress', 'seal', 'damage', 'last_checkpoint', 'resume_from',
-           'is_main', 'dataset', 'plain_attention', 'make_trainer', 'first_line', 'RunPlan', 'Result', 'run_trainer',
-           'command', 'launch_configs', 'launch_command']
+           'is_main', 'dataset', 'plain_attention', 'make_trainer', 'RunPlan', 'Result', 'run_trainer', 'command',
+           'launch_configs', 'launch_command']
 
 # %% ../nbs/tools/07_train.ipynb #cd122e2d
 class TrainError(CourseError):
@@ -108,6 +108,7 @@ def check_flags(flags:Flags) -> Flags:
     need(flags.max_steps > 0 or flags.max_steps == -1, "--max_steps is above 0, or -1 for all.")
     need(0 <= flags.lora_dropout < 1, "--lora_dropout is a share from 0 to below 1.")
     need(flags.learning_rate > 0, "--learning_rate must be above 0; 2e-4 is a good beginning.")
+    need(flags.target_modules.strip(" ,"), "--target_modules is all-linear, or names of layers.")
     need(flags.report_to in TRACKERS, f"--report_to is one of {', '.join(TRACKERS)}.")
     need(flags.optim in OPTIMS, f"--optim is one of {', '.join(OPTIMS)}.")
     if flags.push_to_hub:
@@ -264,19 +265,13 @@ def make_trainer(flags:Flags, model, tok,
                 if n in dtypes: p.data = p.data.to(dtypes[n])
     _open_output(flags)
     set_seed(flags.seed)
-    try: trainer = Trainer(model, config, train_dataset=dataset(rows), processing_class=tok,
-                           eval_dataset=dataset(dev) if dev else None, peft_config=lora,
-                           callbacks=[_watcher(progress)])
-    except ValueError as e:
-        if "arget modules" not in str(e): raise
-        raise FlagError(f"--target_modules {flags.target_modules} names no layer of "
-                        f"{flags.model_name}: {first_line(e)}") from e
+    what = f"{flags.model_name} cannot be trained with these flags"
+    with boundary(what, "`train_qlora --help` tells what they mean.", TrainError):
+        trainer = Trainer(model, config, train_dataset=dataset(rows), processing_class=tok,
+                          eval_dataset=dataset(dev) if dev else None, peft_config=lora,
+                          callbacks=[_watcher(progress)])
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-def first_line(e:Exception) -> str:
-    "The beginning of what an exception says."
-    return (str(e).splitlines() or [type(e).__name__])[0][:160]
 
 # %% ../nbs/tools/07_train.ipynb #968fbc51
 @dataclass
@@ -337,10 +332,9 @@ def run_trainer(flags:Flags, trainer,      # from `make_trainer`
         result.losses = [float(l["loss"]) for l in trainer.state.log_history if "loss" in l]
         trainer.save_model()
         if is_main(): _report(flags, result)
-    except CourseError: raise
     except Exception as e:
-        if not _is_disk_trouble(e): raise
-        raise TrainError(f"A checkpoint could not be written to {out} ({first_line(e)}). "
+        if not is_disk_full(e): raise
+        raise TrainError(f"A checkpoint could not be written to {out} ({reason(e)}). "
                          "Earlier checkpoints there are whole: make room and use --resume.") from e
     said = f"Done in {timedelta(seconds=round(result.seconds))}: the adapter is in {out}"
     if dev: said += f"; the dev loss was {result.dev_before:.3f} and is {result.dev_after:.3f}"
@@ -364,23 +358,15 @@ def _report(flags:Flags, result:Result):
         losses=r.losses, dev_before=r.dev_before, dev_after=r.dev_after, seconds=r.seconds,
         versions=versions(packages)))
 
-def _is_disk_trouble(e:Exception) -> bool:
-    "Does an exception come from a disk that takes no more?"
-    full = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)
-    words = ("No space left", "File too large", "failed writing file", "unexpected pos")
-    return isinstance(e, OSError) and e.errno in full or any(w in str(e) for w in words)
-
 def _push(flags:Flags, progress:Progress):
     "Send the adapter to the hub. Raises `TrainError`; the adapter on the disk stays."
     from huggingface_hub import HfApi
     wanted = ["adapter_*", "README.md", "tokenizer*", "chat_template*", "training.json"]
-    try:
+    with boundary("The hub did not take the adapter", f"It is whole in {flags.output_dir}.",
+                  TrainError):
         HfApi().create_repo(flags.push_to_hub, private=True, exist_ok=True)
         HfApi().upload_folder(repo_id=flags.push_to_hub, folder_path=flags.output_dir,
                               allow_patterns=wanted)
-    except Exception as e:
-        raise TrainError(f"The hub did not take the adapter ({first_line(e)}). "
-                         f"It is whole in {flags.output_dir}.") from e
     progress(0, 0, f"It is on the hub as {flags.push_to_hub}, private.")
 
 # %% ../nbs/tools/07_train.ipynb #9a2f3164

@@ -1,6 +1,8 @@
 """What all tests share. None may touch the progress or the downloads of whoever runs them."""
 import os
 import shutil
+import socket
+import threading
 from pathlib import Path
 
 # One thread a process: on models as small as most of these two threads wait for each other, and
@@ -18,6 +20,47 @@ ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
          "--disable-background-networking", "--disable-component-update"]
 LONGEST = ["test_site", "test_vram", "test_static", "test_rehearse", "test_qlora"]
+
+
+PROXIES = [spelt for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+           for spelt in (name, name.lower())]
+
+
+class Proxy:
+    "A proxy that records who asks it, and serves nobody; `env` names it in every variable."
+
+    def __init__(self):
+        self.seen, self.server = [], socket.create_server(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{self.server.getsockname()[1]}"
+        self.env = dict.fromkeys(PROXIES, url)
+        threading.Thread(target=self.listen, daemon=True).start()
+
+    def listen(self):
+        while True:
+            try: client, _ = self.server.accept()
+            except OSError: return   # closed
+            with client:
+                line = client.recv(4096).split(b"\r\n")[0]
+                self.seen.append(line.decode(errors="replace"))
+                client.sendall(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--proxied", action="store_true", help="all proxy variables name a recorder: "
+                     "a request that reaches it fails the session")
+
+
+def pytest_configure(config):
+    config.recorder = Proxy() if config.getoption("--proxied") else None
+    if not config.recorder: return
+    os.environ.update(config.recorder.env)
+    for name in ("NO_PROXY", "no_proxy"): os.environ.pop(name, None)
+
+
+def pytest_sessionfinish(session):
+    if not (session.config.recorder and session.config.recorder.seen): return
+    print("\nThese requests reached the proxy:", *session.config.recorder.seen, sep="\n  ")
+    session.exitstatus = 1
 
 
 def pytest_collection_modifyitems(items):

@@ -1,14 +1,15 @@
 """What the notebook `nbs/lib/04_assets.ipynb` cannot test: processes that are killed, processes
 that meet, a hub that refuses, and disks that are full."""
 import errno, hashlib, shutil, signal, subprocess, sys, threading, time
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from types import SimpleNamespace
 
 import huggingface_hub, pytest
 from huggingface_hub import constants, errors
 
 from mlcourse import assets
-from mlcourse.assets import ASSETS, STANDINS, Asset, AssetError, fetch, find_asset, verify
+from mlcourse.assets import (ASSETS, STANDINS, Asset, AssetError, fetch, find_asset, serving,
+                             verify)
 from mlcourse.course import read_cells
 from mlcourse.files import CourseError, cache_dir, derived, digest
 from conftest import ROOT
@@ -144,16 +145,12 @@ def test_a_hub_that_refuses(status, code, says, cache, environment, tmp_path):
             self.end_headers()
         do_HEAD = do_GET
         def log_message(self, *args): pass
-    server = HTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     env = {k: v for k, v in environment.items() if not k.startswith("HF_")}
-    env |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "MLCOURSE_CACHE": str(cache),
-            "HF_HOME": str(tmp_path / "hf")}
-    command = [sys.executable, "-c", HUB]
-    try: out = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
-    finally:
-        server.shutdown()
-        server.server_close()
+    with serving(Hub) as url:
+        env |= {"HF_ENDPOINT": url, "MLCOURSE_CACHE": str(cache), "HF_HOME": str(tmp_path / "hf"),
+                "NO_PROXY": "127.0.0.1"}
+        out = subprocess.run([sys.executable, "-c", HUB], env=env, capture_output=True, text=True,
+                             timeout=120)
     assert says in out.stdout, out.stdout + out.stderr
     assert "Traceback" not in out.stderr
 

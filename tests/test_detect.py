@@ -1,5 +1,7 @@
-"""The detector's command as a process: what it refuses, a killed run; Ultralytics is quiet."""
+"""The detector's command: what it refuses, a killed run as a process; Ultralytics is quiet."""
 
+import contextlib
+import io
 import os
 import shutil
 import signal
@@ -13,6 +15,8 @@ import pytest
 import yaml
 
 from mlcourse.assets import ASSETS, verify
+from mlcourse.cli import main
+from mlcourse.detect import training_lists
 from mlcourse.standins import standins
 from mlcourse.worlds import HARD, NEW_SHAPES, shapes
 from mlcourse.yolo import write_yolo
@@ -35,21 +39,23 @@ def run(*args):
 
 def refused(*args):
     "What it says; it ends with 2, in a sentence."
-    done = run("train-detector", *args)
-    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-    return done.stderr
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        code = main(["train-detector", *map(str, args)])
+    assert code == 2 and "Traceback" not in said.getvalue(), said.getvalue()
+    return said.getvalue()
 
 
-def test_missing_yaml(tmp_path): assert "cannot be read" in refused(tmp_path / "none.yaml")
+def test_missing_yaml(tmp_path): assert "There is no" in refused(tmp_path / "none.yaml")
 
 
 def test_no_pictures(tmp_path):
     (tmp_path / "data.yaml").write_text("names: [a]\ntrain: images/train\nval: images/val\n")
-    assert "without any picture" in refused(tmp_path / "data.yaml")
+    assert "train has 0 pictures" in refused(tmp_path / "data.yaml")
 
 
 def test_class_beyond_names(data, tmp_path):
-    about = yaml.safe_load(data.read_text("utf-8")) | {"names": ["heart"]}
+    about = yaml.safe_load(data.read_text("utf-8"))
+    about |= {"path": str(data.parent), "names": ["heart"]}
     (tmp_path / "data.yaml").write_text(yaml.safe_dump(about, allow_unicode=True), "utf-8")
     said = refused(tmp_path / "data.yaml")
     assert "line" in said and "there is no class" in said
@@ -60,14 +66,26 @@ def test_pixels_instead_of_shares(data, tmp_path):
     about = yaml.safe_load(data.read_text("utf-8")) | {"path": str(tmp_path / "copy")}
     (tmp_path / "data.yaml").write_text(yaml.safe_dump(about, allow_unicode=True), "utf-8")
     (tmp_path / "copy/labels/train/00002.txt").write_text("0 40 30 20 20\n")
-    assert "00002.txt, line 1: '0 40 30 20 20' needs shares" in refused(tmp_path / "data.yaml")
+    assert "00002.txt, line 1: this box of heart needs shares" in refused(tmp_path / "data.yaml")
     shutil.rmtree(tmp_path / "copy/labels/train")
-    assert "no picture of train has labels" in refused(tmp_path / "data.yaml")
+    assert "train has 16 pictures, none with" in refused(tmp_path / "data.yaml")
 
 
 def test_bad_flags(data):
     assert "multiple of 32" in refused(data, "--imgsz", 100)
     assert "at least 1" in refused(data, "--epochs", 0)
+
+
+def test_paths_of_another_machine(data, tmp_path):
+    "As Roboflow writes them, and Windows; the lists name every picture whole."
+    about = yaml.safe_load(data.read_text("utf-8"))
+    for train in ("../images/train", r"D:\my set\images\train"):
+        other = data.with_name("other.yaml")
+        other.write_text(yaml.safe_dump(about | dict(train=train), allow_unicode=True), "utf-8")
+        whole = training_lists(other, tmp_path / "run")
+        assert yaml.safe_load(whole.read_text("utf-8"))["names"] == list(NEW_SHAPES)
+        lines = (tmp_path / "run/train.txt").read_text("utf-8").splitlines()
+        assert len(lines) == 16 and all(os.path.isfile(p) and os.path.isabs(p) for p in lines)
 
 
 def test_unknown_standin():

@@ -182,7 +182,8 @@ def test_broken_driver_says_what_nvidia_smi_said(tmp_path):
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "http://nowhere.invalid", "not a url"])
 def test_unreachable_hub_is_a_warning_in_time(tmp_path, endpoint):
     said, _, seconds = doctor(tmp_path, PYTHONPATH=fake_torch(tmp_path, BROKEN),
-                              HF_ENDPOINT=endpoint, HF_HUB_OFFLINE="")
+                              HF_ENDPOINT=endpoint, HF_HUB_OFFLINE="",
+                              NO_PROXY="nowhere.invalid")
     found = line(said, "model hub")
     assert found["status"] == "warning" and "out of reach" in found["saw"]
     assert seconds < 20

@@ -1,14 +1,13 @@
 "Engines on this machine, as the doctor and the client meet them."
-import json, threading
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import json
+from http.server import BaseHTTPRequestHandler
 
 import pytest
+from mlcourse.assets import serving
 from mlcourse.engines import ENGINES, engine_standin, find_engine
 from mlcourse.llm import LLMError, OpenAIEngine
 
 
-@contextmanager
 def server(answers: dict):
     "Answers each address with a status and a body."
     class Handler(BaseHTTPRequestHandler):
@@ -18,12 +17,7 @@ def server(answers: dict):
             self.send_response(status)
             self.end_headers()
             self.wfile.write(body)
-    s = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=s.serve_forever, daemon=True).start()
-    try: yield f"http://127.0.0.1:{s.server_port}"
-    finally:
-        s.shutdown()
-        s.server_close()
+    return serving(Handler)
 
 
 @pytest.mark.parametrize("version", [(404, b""), (200, b"<html>"), (200, b"[]"), (200, b"{}"),

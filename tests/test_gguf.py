@@ -332,6 +332,13 @@ def test_other_safetensors_in_the_folder_are_not_read(tmp_path):
     assert export.export_gguf(folder, tmp_path/"b.gguf").read_bytes() == plain
 
 
+def test_weights_and_a_config_of_two_models(tmp_path):
+    folder = tiny_llama(tmp_path/"m")
+    config = json.loads((folder/"config.json").read_text())
+    (folder/"config.json").write_text(json.dumps(config | dict(hidden_size=128)))
+    with said("not of one model"): export.export_gguf(folder, tmp_path/"x.gguf")
+
+
 @pytest.mark.parametrize("what", ["cut", "pointer"])
 def test_weights_that_are_no_weights_get_a_sentence(tmp_path, what):
     folder = tiny_llama(tmp_path/"m")

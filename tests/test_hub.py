@@ -1,10 +1,10 @@
 """The hub of the rehearsal, met by the real client, and every trouble that a download can have."""
-import json, subprocess, sys, threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+import json, subprocess, sys
 from pathlib import Path
 
 import pytest
 
+from conftest import Proxy
 from mlcourse.files import digest
 from mlcourse.hub import hub, models, thin_model
 
@@ -236,21 +236,9 @@ def test_too_little_room_is_told_before_anything_is_loaded(client):
 
 @pytest.fixture
 def proxy():
-    "A proxy that writes down what it is asked, and answers nothing."
-    asked = []
-    class Proxy(BaseHTTPRequestHandler):
-        def do_GET(self):
-            asked.append(self.path)
-            self.send_error(502)
-        do_HEAD = do_POST = do_CONNECT = do_GET
-        def log_message(self, *args): pass
-    server = HTTPServer(("127.0.0.1", 0), Proxy)
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}"
-    names = ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy")
-    yield asked, dict.fromkeys(names, url)
-    server.shutdown()
-    server.server_close()
+    recorder = Proxy()
+    yield recorder.seen, recorder.env
+    recorder.server.close()
 
 
 def test_nothing_on_this_machine_goes_through_a_proxy(client, proxy, monkeypatch):

@@ -1,35 +1,19 @@
 """A server on this machine is never reached through a proxy, which would read it all."""
-import os, socket, subprocess, sys, threading
+import socket, subprocess, sys, threading
+from pathlib import Path
 
 import pytest
 
-VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
-SPELT = (*VARIABLES, *map(str.lower, VARIABLES))
+from conftest import PROXIES, Proxy
 
-
-class Proxy:
-    "A proxy that records who asks it, and serves nobody."
-
-    def __init__(self):
-        self.seen, self.server = [], socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self.server.getsockname()[1]}"
-        threading.Thread(target=self.listen, daemon=True).start()
-
-    def listen(self):
-        while True:
-            try: client, _ = self.server.accept()
-            except OSError: return   # closed
-            with client:
-                line = client.recv(4096).split(b"\r\n")[0]
-                self.seen.append(line.decode(errors="replace"))
-                client.sendall(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
 def proxy(monkeypatch):
     "A recording proxy that every variable names, in both spellings."
     recorder = Proxy()
-    for name in SPELT: monkeypatch.setenv(name, recorder.url)
+    for name, url in recorder.env.items(): monkeypatch.setenv(name, url)
     for name in ("NO_PROXY", "no_proxy"): monkeypatch.delenv(name, raising=False)
     yield recorder
     recorder.server.close()
@@ -71,11 +55,13 @@ def test_a_client_for_the_web_uses_the_proxy(proxy):
 
 @pytest.mark.parametrize("name, value", [
     ("ALL_PROXY", "socks5://127.0.0.1:9"), ("HTTPS_PROXY", "nonsense://x"),
+    ("HTTPS_PROXY", "http://[::1"), ("NO_PROXY", "::1/128,10.0.0.0/8"),
     ("SSL_CERT_FILE", "/nowhere/certificates.pem")])
 def test_a_variable_that_cannot_work_is_named(monkeypatch, name, value):
     from mlcourse.assets import http_client
     from mlcourse.files import CourseError
-    for other in (*SPELT, "SSL_CERT_FILE"): monkeypatch.delenv(other, raising=False)
+    for other in (*PROXIES, "SSL_CERT_FILE", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(other, raising=False)
     monkeypatch.setenv(name, value)
     with pytest.raises(CourseError, match=name): http_client("https://example.org/").close()
     http_client("http://127.0.0.1:9/").close()   # this machine needs none of it
@@ -83,10 +69,20 @@ def test_a_variable_that_cannot_work_is_named(monkeypatch, name, value):
 
 @pytest.mark.slow
 def test_a_chat_with_the_course_s_engine_behind_a_proxy(proxy, environment):
-    proxied = {**environment, **{k: os.environ[k] for k in SPELT}}
+    proxied = {**environment, **proxy.env}
     for gone in ("NO_PROXY", "no_proxy"): proxied.pop(gone, None)
     words = ["chat", "What is the capital of France?", "--tier", "tiny"]
     done = subprocess.run([sys.executable, "-m", "mlcourse.cli", *words], env=proxied,
                           capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "Paris" in done.stdout, done.stderr
     assert proxy.seen == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("files", ["engines llm doctor assets", "hub"])
+def test_the_tests_that_serve_over_http_ask_no_proxy(files):
+    "Any other part of the suite is tried by `pytest --proxied`, too."
+    command = [sys.executable, "-m", "pytest", "-q", "--proxied", "-m", "not slow", "-x",
+               *(f"tests/test_{name}.py" for name in files.split())]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-3000:]

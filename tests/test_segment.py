@@ -149,6 +149,28 @@ def test_a_turned_photograph_has_an_upright_mask(folder):
     assert len(pixels) == 1 and "another size, 40 x 24" in left_out["wrongly.jpg"]
 
 
+@pytest.mark.parametrize("turn", [2, 3, 4])
+def test_half_a_turn_that_no_size_tells_is_left_out(folder, turn):
+    (exif := Image.Exif())[0x112] = turn
+    folder("good", numbers())
+    folder("half", numbers(), exif=exif)
+    pixels, _, left_out = read_pairs(folder.folder, 3, 16)
+    assert len(pixels) == 1 and "save it upright" in left_out["half.jpg"]
+
+
+def test_a_square_on_its_side_is_left_out(folder):
+    (exif := Image.Exif())[0x112] = 6
+    folder("good", numbers())
+    folder("square", numbers(32, 32), Image.new("RGB", (32, 32)), exif=exif)
+    assert "save it upright" in read_pairs(folder.folder, 3, 16)[2]["square.jpg"]
+
+
+def test_a_mask_in_capitals(folder):
+    folder("X", numbers())
+    (folder.folder / "masks" / "X.png").rename(folder.folder / "masks" / "X.PNG")
+    assert len(read_pairs(folder.folder, 3, 16)[0]) == 1
+
+
 @pytest.mark.parametrize("mask,why", [
     (None, "there is no mask"), (numbers(9), "another size"), (numbers() * 2, "has values"),
     (np.stack([numbers()] * 3, 2), "class numbers"), (b"", "no PNG"),
