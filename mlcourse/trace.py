@@ -4,7 +4,7 @@
 
 # %% ../nbs/tools/02_trace.ipynb #e3285377
 from __future__ import annotations
-import io, json, weakref
+import gzip, json, weakref
 from bisect import bisect_left, insort
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -192,21 +192,12 @@ def trace(step,                # a function without arguments
 # %% ../nbs/tools/02_trace.ipynb #87835310
 def save_trace(t:Trace, file:Path):
     "Keep a trace, whole or not at all."
-    import numpy as np
-    texts = (s for e in t.events for s in (e.kind, e.op, e.module))
-    names = {n: i for i, n in enumerate(dict.fromkeys(texts))}
-    rows = [(names[e.kind], e.id, e.nbytes, names[e.op], names[e.module]) for e in t.events]
-    columns, data = np.array(rows, dtype=np.int64).reshape(-1, 5), io.BytesIO()
-    text = np.array(json.dumps([list(names), t.meta], default=str))
-    np.savez_compressed(data, columns=columns, text=text)
-    write_atomic(file, data.getvalue())
+    write_atomic(file, gzip.compress(json.dumps([t.events, t.meta], default=str).encode(), 3))
 
 def load_trace(file:Path) -> Trace:
     "A trace from disk."
-    import numpy as np
-    with np.load(file, allow_pickle=False) as z:
-        columns, (names, meta) = z["columns"].tolist(), json.loads(str(z["text"]))
-    return Trace([Event(names[k], i, n, names[o], names[m]) for k, i, n, o, m in columns], meta)
+    events, meta = json.loads(gzip.decompress(file.read_bytes()))
+    return Trace([Event(*e) for e in events], meta)
 
 # %% ../nbs/tools/02_trace.ipynb #ee513067
 KIB, MIB = 1024, 1024**2

@@ -222,7 +222,7 @@ def traced(plan:Plan):  # a `mlcourse.trace.Trace`
     name, config = check(plan)
     # from the second pass on, every pass finds the same
     plan = replace(plan, gradient_accumulation_steps=min(plan.gradient_accumulation_steps, 2))
-    file = cache_dir()/"vram"/f"{_key(plan, config)}.npz"
+    file = cache_dir()/"vram"/f"{_key(plan, config)}.json.gz"
     if file.exists():
         with suppress(Exception): return _trace_of(file)   # a damaged one is made anew
     from mlcourse import media_workloads, workloads
