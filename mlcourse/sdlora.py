@@ -69,8 +69,6 @@ class Encoded:
     texts: Tensor              # (pictures, tokens, width) float32, from the text encoder
     captions: tuple[str, ...]
 
-    def __len__(self): return len(self.captions)
-
 @torch.no_grad()
 def encode_texts(pipe, captions:Sequence[str]) -> Tensor:   # (captions, tokens, width)
     "What the text encoder makes of captions."
@@ -92,8 +90,7 @@ def encode(pipe, pictures:Sequence,   # PIL pictures of one size
 # %% ../nbs/week4/03_sd_lora.ipynb #5d100011
 #| code-fold: true
 #| code-summary: "Settings of a training"
-TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj",
-           "ff.net.2")   # attention, and what stands with it in a block, as Kohya has it
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 KEEPS, OPTIMS = ("none", "prior", "output"), ("adamw_torch", "adamw_8bit")
 
 @dataclass(frozen=True)
@@ -153,7 +150,8 @@ def _rate(step:int, steps:int) -> float:   # share of the learning rate
 
 def _batch(own:Encoded, kept:Encoded|None, size:int, g:torch.Generator) -> tuple[Tensor, Tensor]:
     "Latents and texts: `size` of yours, and behind them as many of what is kept."
-    rows = [(some, torch.randint(len(some), (size,), generator=g)) for some in (own, kept) if some]
+    rows = [(some, torch.randint(len(some.latents), (size,), generator=g))
+            for some in (own, kept) if some]
     return tuple(torch.cat([getattr(some, what)[ids] for some, ids in rows])
                  for what in ("latents", "texts"))
 
@@ -245,8 +243,7 @@ def train_lora(pipe, own:Encoded,        # your pictures
         if (step + 1) % s.save_steps == 0 or step + 1 == s.max_steps:
             _save(unet, optimizer, folder, losses, name)
         progress(step + 1, s.max_steps, f"loss {losses[-1]:.3f}")
-    unet.disable_gradient_checkpointing()
-    unet.eval()
+    unet.eval().disable_gradient_checkpointing()
     return losses
 
 def save_lora(pipe, path:str|Path, name:str="style") -> Path:
@@ -275,10 +272,9 @@ def thin_sd15(folder:Path) -> None:
     vae = d.AutoencoderKL(**CONFIGS["sd_vae"] | thin)
     text = CLIPTextModel(CLIPTextConfig(
         vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=2, eos_token_id=words.eos_token_id))
-    noise = d.PNDMScheduler(1000, .00085, .012, "scaled_linear", skip_prk_steps=True,
-                            steps_offset=1)
-    pipe = d.StableDiffusionPipeline(vae, text, words, unet, noise, None, None,
+        num_attention_heads=2))
+    plan = d.PNDMScheduler(1000, .00085, .012, "scaled_linear", skip_prk_steps=True, steps_offset=1)
+    pipe = d.StableDiffusionPipeline(vae, text, words, unet, plan, None, None,
                                      requires_safety_checker=False)
     pipe.to(torch.float16).save_pretrained(folder, variant="fp16")
     index, _ = read_json(Path(folder)/"model_index.json")
