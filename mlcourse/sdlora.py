@@ -23,8 +23,8 @@ from .toy_sd import judge, judged, pipeline, prompt, tokenizer
 from .train import last_checkpoint, seal
 
 # %% auto #0
-__all__ = ['TARGETS', 'KEEPS', 'OPTIMS', 'open_pipeline', 'draw', 'Encoded', 'encode_texts', 'encode', 'LoraSettings', 'add_lora',
-           'snr_weights', 'step_loss', 'train_lora', 'save_lora', 'thin_sd15', 'Leak', 'leak_meter']
+__all__ = ['draw', 'TARGETS', 'KEEPS', 'OPTIMS', 'open_pipeline', 'sample', 'Encoded', 'encode_texts', 'encode', 'LoraSettings',
+           'add_lora', 'snr_weights', 'step_loss', 'train_lora', 'save_lora', 'thin_sd15', 'Leak', 'leak_meter']
 
 # %% ../nbs/week4/03_sd_lora.ipynb #5d100008
 #| code-fold: true
@@ -34,7 +34,7 @@ def open_pipeline(name:str,   # toy-sd, stable-diffusion-1.5, the hub's name or 
     "A plain pipeline of diffusers, without the safety checker. Raises `CourseError`."
     from diffusers import StableDiffusionPipeline
     if name == "toy-sd": return pipeline()
-    card, source = torch.cuda.is_available(), fetch(name) if find_asset(name) else name
+    source = fetch(name) if find_asset(name) else name
     half = dict(variant="fp16") if any(Path(source).glob("unet/*.fp16.safetensors")) else {}
     try: pipe = StableDiffusionPipeline.from_pretrained(
         source, dtype=torch.bfloat16, safety_checker=None, feature_extractor=None,
@@ -42,10 +42,10 @@ def open_pipeline(name:str,   # toy-sd, stable-diffusion-1.5, the hub's name or 
     except (OSError, ValueError) as e: raise CourseError(
         f"{name} cannot be opened as a Stable Diffusion: {str(e).splitlines()[0]}") from e
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to("cuda" if card else "cpu")
+    return pipe.to("cuda" if torch.cuda.is_available() else "cpu")
 
 @torch.no_grad()
-def draw(pipe, prompts:Sequence[str], seed:int=0, num_inference_steps:int=20,
+def sample(pipe, prompts:Sequence[str], seed:int=0, num_inference_steps:int=20,
          guidance_scale:float=3., batch_size:int=50,
          output_type:str="pt",   # or latent, which `Encoded` holds
         ) -> Tensor:   # (prompts, 3, size, size) from 0 to 1, float32, on the processor
@@ -57,16 +57,17 @@ def draw(pipe, prompts:Sequence[str], seed:int=0, num_inference_steps:int=20,
         made.append(pipe(some, num_inference_steps=num_inference_steps, generator=noise,
                          guidance_scale=guidance_scale, output_type=output_type).images)
     return torch.cat([images.float().cpu() for images in made])
+draw = sample   # its first name
 
 # %% ../nbs/week4/03_sd_lora.ipynb #5d100010
+#| code-fold: true
+#| code-summary: "Latents and texts, encoded once"
 @dataclass(frozen=True)
 class Encoded:
     "Pictures and captions as the U-Net meets them."
     latents: Tensor            # (pictures, 4, height, width) float32, scaled
     texts: Tensor              # (pictures, tokens, width) float32, from the text encoder
     captions: tuple[str, ...]
-
-    def __len__(self): return len(self.captions)
 
 @torch.no_grad()
 def encode_texts(pipe, captions:Sequence[str]) -> Tensor:   # (captions, tokens, width)
@@ -77,7 +78,7 @@ def encode_texts(pipe, captions:Sequence[str]) -> Tensor:   # (captions, tokens,
 def encode(pipe, pictures:Sequence,   # PIL pictures of one size
            captions:Sequence[str]) -> Encoded:
     "Ask the autoencoder and the text encoder once, for the whole training."
-    if len(pictures) != len(captions) or not captions: raise UsageError(
+    if not len(pictures) == len(captions) > 0: raise UsageError(
         f"{len(pictures)} pictures and {len(captions)} captions: each picture needs one.")
     vae, latents = pipe.vae, []
     for picture in pictures:
@@ -87,7 +88,9 @@ def encode(pipe, pictures:Sequence,   # PIL pictures of one size
                    tuple(captions))
 
 # %% ../nbs/week4/03_sd_lora.ipynb #5d100011
-TARGETS = ("to_q", "to_k", "to_v", "to_out.0")   # the projections of every attention
+#| code-fold: true
+#| code-summary: "Settings of a training"
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 KEEPS, OPTIMS = ("none", "prior", "output"), ("adamw_torch", "adamw_8bit")
 
 @dataclass(frozen=True)
@@ -114,15 +117,17 @@ class LoraSettings:
         if wrong: raise UsageError("These settings cannot be: " + "; ".join(wrong) + ".")
 
 # %% ../nbs/week4/03_sd_lora.ipynb #5d100012
+#| code-fold: true
+#| code-summary: "Thin matrices, and min-SNR weights"
 def add_lora(pipe, settings:LoraSettings, name:str="style") -> list[Tensor]:   # what is trained
-    "Freeze the pipeline, and put two thin matrices beside each projection of its attention."
+    "Freeze the pipeline, and put two thin matrices beside each projection of its attention blocks."
     from peft import LoraConfig
     unet = pipe.unet
     for part in (unet, pipe.vae, pipe.text_encoder): part.requires_grad_(False)
     if name in getattr(unet, "peft_config", {}): pipe.delete_adapters(name)
     torch.manual_seed(settings.seed)
-    unet.add_adapter(LoraConfig(r=settings.lora_r, lora_alpha=settings.lora_alpha,
-                                target_modules=list(TARGETS)), name)
+    how = dict(r=settings.lora_r, lora_alpha=settings.lora_alpha, target_modules=list(TARGETS))
+    unet.add_adapter(LoraConfig(**how), name)
     unet.set_adapter(name)
     trained = [p for p in unet.parameters() if p.requires_grad]
     for p in trained: p.data = p.data.float()   # the frozen weights may have 16 bits
@@ -145,7 +150,8 @@ def _rate(step:int, steps:int) -> float:   # share of the learning rate
 
 def _batch(own:Encoded, kept:Encoded|None, size:int, g:torch.Generator) -> tuple[Tensor, Tensor]:
     "Latents and texts: `size` of yours, and behind them as many of what is kept."
-    rows = [(some, torch.randint(len(some), (size,), generator=g)) for some in (own, kept) if some]
+    rows = [(some, torch.randint(len(some.latents), (size,), generator=g))
+            for some in (own, kept) if some]
     return tuple(torch.cat([getattr(some, what)[ids] for some, ids in rows])
                  for what in ("latents", "texts"))
 
@@ -215,10 +221,10 @@ def train_lora(pipe, own:Encoded,        # your pictures
     s, unet, folder = settings, pipe.unet, Path(folder)
     if (s.keep == "none") != (kept is None): raise UsageError(
         f"keep={s.keep!r} does not go with {'nothing' if kept is None else 'something'} kept.")
-    if s.optim == "adamw_torch": optimizer = torch.optim.AdamW
-    else: from bitsandbytes.optim import AdamW8bit as optimizer
+    if s.optim == "adamw_torch": from torch.optim import AdamW as kind
+    else: from bitsandbytes.optim import AdamW8bit as kind
     trained = add_lora(pipe, s, name)
-    optimizer = optimizer(trained, lr=s.learning_rate, weight_decay=1e-2)
+    optimizer = kind(trained, lr=s.learning_rate, weight_decay=1e-2)
     losses = _resume(unet, optimizer, folder, s, own, name, progress)
     scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
     if s.gradient_checkpointing: unet.enable_gradient_checkpointing()
@@ -226,21 +232,18 @@ def train_lora(pipe, own:Encoded,        # your pictures
     for step in range(len(losses), s.max_steps):
         g = torch.Generator().manual_seed(s.seed * 1_000_003 + step)   # no state to be saved
         loss = step_loss(unet, scheduler, own, kept, s, g)
-        if not torch.isfinite(loss): raise CourseError(
-            f"The loss is {loss.item()} at step {step + 1}. Lower learning_rate "
-            f"({s.learning_rate:g}), and start in an empty folder.")
+        if not torch.isfinite(loss): raise CourseError(f"Step {step + 1} has the loss "
+            f"{loss.item()}. Lower learning_rate, and start in an empty folder.")
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.)
-        for group in optimizer.param_groups:
-            group["lr"] = s.learning_rate * _rate(step, s.max_steps)
+        for part in optimizer.param_groups: part["lr"] = s.learning_rate * _rate(step, s.max_steps)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
         if (step + 1) % s.save_steps == 0 or step + 1 == s.max_steps:
             _save(unet, optimizer, folder, losses, name)
         progress(step + 1, s.max_steps, f"loss {losses[-1]:.3f}")
-    unet.disable_gradient_checkpointing()
-    unet.eval()
+    unet.eval().disable_gradient_checkpointing()
     return losses
 
 def save_lora(pipe, path:str|Path, name:str="style") -> Path:
@@ -259,20 +262,20 @@ def save_lora(pipe, path:str|Path, name:str="style") -> Path:
 #| code-summary: "A thin SD 1.5"
 def thin_sd15(folder:Path) -> None:
     "Stable Diffusion 1.5 with thin layers and the toy's words, as the hub has it: a rehearsal's."
-    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline as Pipeline
-    from diffusers import UNet2DConditionModel
+    import diffusers as d
     from transformers import CLIPTextConfig, CLIPTextModel
     torch.manual_seed(15)
     words, thin = tokenizer(), dict(block_out_channels=[32] * 4)
     words.model_max_length = 77
-    unet = UNet2DConditionModel(**CONFIGS["sd15_unet"] | thin | dict(
-        cross_attention_dim=32, sample_size=8))
-    vae = AutoencoderKL(**CONFIGS["sd_vae"] | thin)
+    unet = d.UNet2DConditionModel(**CONFIGS["sd15_unet"] | thin | dict(
+        cross_attention_dim=32, sample_size=16))
+    vae = d.AutoencoderKL(**CONFIGS["sd_vae"] | thin)
     text = CLIPTextModel(CLIPTextConfig(
         vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
         num_attention_heads=2))
-    noise = PNDMScheduler(1000, .00085, .012, "scaled_linear", skip_prk_steps=True, steps_offset=1)
-    pipe = Pipeline(vae, text, words, unet, noise, None, None, requires_safety_checker=False)
+    plan = d.PNDMScheduler(1000, .00085, .012, "scaled_linear", skip_prk_steps=True, steps_offset=1)
+    pipe = d.StableDiffusionPipeline(vae, text, words, unet, plan, None, None,
+                                     requires_safety_checker=False)
     pipe.to(torch.float16).save_pretrained(folder, variant="fp16")
     index, _ = read_json(Path(folder)/"model_index.json")
     write_json(Path(folder)/"model_index.json", index | dict(   # the hub names these two
@@ -284,17 +287,17 @@ def thin_sd15(folder:Path) -> None:
 class Leak:
     "How much of a style shows: shares of pictures, from 0 to 1."
     with_trigger: float
-    without: float        # the leak
-    content: float        # shape and colour are right, with the trigger
+    without: float   # the leak
+    content: float   # shape and colour are right, with the trigger
 
 def leak_meter(pipe, pairs:Sequence[tuple[str, str]],   # colours and shapes to ask for
                trigger:str, style:str,                  # style: one of `STYLES`
-               **settings,                              # of `draw`
+               **settings,                              # of `sample`
               ) -> Leak:
     "Ask for the same things with the trigger and without it, and let the judge look."
     asked, model = [prompt(*pair) for pair in pairs], judge()
     def seen(prompts):
-        pictures = draw(pipe, prompts, **settings)
+        pictures = sample(pipe, prompts, **settings)
         return judged(F.interpolate(pictures, (32, 32), mode="area"), model)
     kinds, colours, with_it = seen([f"{trigger} {p}" for p in asked])
     right = sum(pair == found for pair, found in zip(pairs, zip(colours, kinds)))
