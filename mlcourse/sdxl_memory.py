@@ -134,11 +134,12 @@ def moved(f:Flags, steps:int=25) -> float:   # GB for one call
 def to_4bit(model:nn.Module) -> None:
     "Replace linear layers by bitsandbytes' NF4; they are packed when they move to their device."
     import bitsandbytes as bnb
+    how = dict(quant_type="nf4", compress_statistics=False)   # as diffusers packs by default
     for name, m in list(model.named_modules()):
         if type(m) is not nn.Linear: continue
         new = bnb.nn.Linear4bit(m.in_features, m.out_features, m.bias is not None,
-                                compute_dtype=m.weight.dtype, quant_type="nf4", device="meta")
-        new.weight = bnb.nn.Params4bit(m.weight.data, requires_grad=False, quant_type="nf4")
+                                compute_dtype=m.weight.dtype, device="meta", **how)
+        new.weight = bnb.nn.Params4bit(m.weight.data, requires_grad=False, **how)
         new.bias = m.bias
         model.set_submodule(name, new)
 

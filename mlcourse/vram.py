@@ -375,29 +375,24 @@ def plot_stack(predictions:dict[str, Prediction], ax):
 def options(p:Plan) -> list[tuple[str, str, Plan]]: # what it means, the flags, the plan with it
     "Changes to a plan, those that cost least first."
     llm, found = not p.is_media, []
-    def offer(wanted, what, flags, **change):
-        if wanted: found.append((what, flags, replace(p, **change)))
+    def offer(wanted, what, **change):
+        (name, value), = change.items()
+        flag = f"--{name.replace('_', '-')}" + (f" {value}" if value is not True else "")
+        if wanted: found.append((what, flag, replace(p, **change)))
     offer(llm and p.trains and p.recipe == "kbit", "TRL's path: no 32-bit casts, chunked loss",
-          "--recipe trl", recipe="trl")
-    offer(llm and p.attn_implementation == "eager", "fused attention",
-          "--attn-implementation sdpa", attn_implementation="sdpa")
+          recipe="trl")
+    offer(llm and p.attn_implementation == "eager", "fused attention", attn_implementation="sdpa")
     offer(p.trains and not p.gradient_checkpointing, "gradient checkpointing (a third slower)",
-          "--gradient-checkpointing", gradient_checkpointing=True)
+          gradient_checkpointing=True)
     offer(p.task == "full" and (llm or "lora" in MEDIA[p.model]),
-          "adapters instead of all weights", "--task lora", task="lora")
-    offer(llm and p.task in ("lora", "full"), "adapters on 4-bit weights",
-          "--task qlora", task="qlora")
-    offer(llm and p.task == "infer" and not p.load_in_4bit, "weights in 4 bits",
-          "--load-in-4bit", load_in_4bit=True)
-    offer(llm and p.packed and not p.double_quant, "double quantization",
-          "--double-quant", double_quant=True)
-    offer(p.trains and p.optim == "adamw_torch", "AdamW with 8-bit states",
-          "--optim adamw_8bit", optim="adamw_8bit")
-    offer(p.batch > 1, "a smaller batch, with accumulation for the rest",
-          f"--batch {p.batch // 2}", batch=p.batch // 2)
-    offer(llm and p.seq > 256, "sequences half as long", f"--seq {p.seq // 2}", seq=p.seq // 2)
-    offer(p.adapts and p.lora_r > 8, "a lower rank",
-          f"--lora-r {p.lora_r // 2}", lora_r=p.lora_r // 2)
+          "adapters instead of all weights", task="lora")
+    offer(llm and p.task in ("lora", "full"), "adapters on 4-bit weights", task="qlora")
+    offer(llm and p.task == "infer" and not p.load_in_4bit, "weights in 4 bits", load_in_4bit=True)
+    offer(llm and p.packed and not p.double_quant, "double quantization", double_quant=True)
+    offer(p.trains and p.optim == "adamw_torch", "AdamW with 8-bit states", optim="adamw_8bit")
+    offer(p.batch > 1, "a smaller batch, with accumulation for the rest", batch=p.batch // 2)
+    offer(llm and p.seq > 256, "sequences half as long", seq=p.seq // 2)
+    offer(p.adapts and p.lora_r > 8, "a lower rank", lora_r=p.lora_r // 2)
     return found
 
 def _remedy(before:Prediction, what:str, flags:str, after:Prediction) -> dict:

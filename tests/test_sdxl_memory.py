@@ -108,6 +108,15 @@ def test_a_packed_unet_is_smaller_and_draws_nearly_the_same(unet, at_least, belo
     assert 0 < off < .1
 
 
+def test_packed_layers_take_the_bits_of_the_plan():
+    unet = apply(small_pipeline(), Flags(unet="nf4"), "cpu").unet
+    packed = [p for p in unet.parameters() if getattr(p, "quant_state", None)]
+    taken = sum(p.nbytes + p.quant_state.absmax.nbytes for p in packed)
+    assert packed and not any(p.quant_state.nested for p in packed)
+    assert 8 * taken / sum(p.quant_state.shape.numel() for p in packed) == pytest.approx(
+        sm.BITS["nf4"], rel=.05)
+
+
 def test_tiles_are_set_in_pixels_and_in_latents():
     vae = apply(small_pipeline(), Flags(tile=16), "cpu").vae
     assert (vae.use_tiling, vae.tile_sample_min_size, vae.tile_latent_min_size) == (True, 16, 4)
