@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
+import mlcourse
 from .assets import STANDINS
 from .course import command
 from .files import CourseError, cache_dir, progress_bar
@@ -21,9 +22,10 @@ from .serve import DemoError, listening, serve
 from .tier import choose
 
 # %% auto #0
-__all__ = ['LIMIT', 'CALCULATES', 'TOO_LARGE', 'OPERATIONS', 'ANSWER', 'CALL_TOKENS', 'EXAMPLES', 'PAGE', 'GUARD', 'ToolError',
-           'Tool', 'calculate', 'inside', 'read_text', 'notes_tools', 'call_schema', 'parse_call', 'system_prompt',
-           'NearestExamples', 'Run', 'quoted', 'Agent', 'source_page', 'plain', 'with_links', 'chat_app', 'chat']
+__all__ = ['LIMIT', 'CALCULATES', 'TOO_LARGE', 'OPERATIONS', 'ANSWER', 'CALL_TOKENS', 'BANK', 'EXAMPLES', 'PAGE', 'GUARD',
+           'ToolError', 'Tool', 'calculate', 'inside', 'read_text', 'notes_tools', 'call_schema', 'parse_call',
+           'system_prompt', 'NearestExamples', 'Run', 'quoted', 'Agent', 'source_page', 'plain', 'with_links',
+           'chat_app', 'chat']
 
 # %% ../nbs/week1/06_agent.ipynb #01c54af5
 class ToolError(CourseError):
@@ -137,32 +139,8 @@ def system_prompt(tools:list[Tool]) -> str:
                       *(f"{t.name}: {t.about}. {form(t)}" for t in (*tools, _NO_TOOL))])
 
 # %% ../nbs/week1/06_agent.ipynb #b6465133
-def _calls(tool:str, parameter:str, arguments:dict[str, str]) -> list[tuple[str, dict]]:
-    return [(request, {"tool": tool, parameter: a}) for request, a in arguments.items()]
-
-EXAMPLES = (   # request, the right call; for the tools of `notes_tools`
-    *_calls("calculator", "expression", {
-        "What is 12 times 9?": "12*9", "Subtract 30 from 77": "77-30",
-        "One box weighs 9 kg. What do 14 boxes weigh?": "9*14", "Compute 20% of 45.": "45*20/100",
-        "How many seconds are in 3 hours?": "3*60*60", "Add 17 and 5, then halve it": "(17+5)/2",
-        "How much is 6 divided by 3?": "6/3", "What is (8 - 2) * 5?": "(8-2)*5",
-        "3 to the power of 5": "3**5"}),
-    *_calls("read_note", "path", {
-        "Show me the file garden.md": "garden.md", "Print ideas/list.md": "ideas/list.md",
-        "Read the note called recipes.md": "recipes.md", "What is written in diary.md?": "diary.md",
-        "I want to read the whole of travel.txt": "travel.txt", "Open todo.txt please": "todo.txt",
-        "cat shopping.txt": "shopping.txt", "Quote log.md in full": "log.md",
-        "Display everything in notes/server.txt": "notes/server.txt"}),
-    *_calls("search_notes", "query", {
-        "How do I water the roses?": "water the roses", "When is the next meeting?": "next meeting",
-        "Why did we choose Postgres?": "why Postgres", "Find my notes about batteries": "batteries",
-        "What is a transformer?": "what is a transformer",
-        "Which port does the server use?": "server port",
-        "What did I write about the holiday?": "holiday",
-        "How do I reset the router?": "reset the router",
-        "Who wrote the report?": "who wrote the report",
-        "Why does the build fail?": "why build fails"}),
-    *((request, dict(tool=ANSWER)) for request in ("Hello!", "Thanks a lot", "Good evening")))
+BANK = Path(mlcourse.__file__).parent/"data"/"tool_calls.json"   # for the tools of `notes_tools`
+EXAMPLES = [(request, call) for request, call in json.loads(BANK.read_text("utf-8"))]
 
 class NearestExamples:
     "The examples nearest to a request, the nearest last (Liu et al., 2022)."

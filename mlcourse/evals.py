@@ -16,8 +16,8 @@ import regex
 __all__ = ['STOP', 'DENSE', 'TOKEN', 'PARTICLES', 'CITE', 'DIGITS', 'NOT', 'REFUSAL', 'RUBRIC', 'METRICS', 'recall_at', 'mrr_at',
            'ndcg_at', 'Interval', 'bootstrap_ci', 'PairedTest', 'paired_test', 'normalize', 'exact_match', 'token_f1',
            'rouge_l', 'tokens', 'is_dense', 'stem', 'bigrams', 'words', 'sentences', 'cited', 'support', 'exact_words',
-           'unsupported', 'clauses_of', 'supported', 'Citations', 'citation_precision', 'is_refusal', 'refusal_rate',
-           'Criterion', 'judge', 'score_pairs']
+           'unsupported', 'clauses_of', 'supported', 'Citations', 'citation_precision', 'is_refusal', 'Criterion',
+           'judge', 'score_pairs']
 
 # %% ../nbs/tools/06_evals.ipynb #08aa3021
 def recall_at(ranked:Sequence[str],  # ids, best first
@@ -30,7 +30,7 @@ def recall_at(ranked:Sequence[str],  # ids, best first
 
 def _gold(gold) -> set:
     gold = set(gold)
-    if not gold: raise ValueError("Without gold; leave unanswerable questions to `refusal_rate`.")
+    if not gold: raise ValueError("Without gold; leave unanswerable questions to `is_refusal`.")
     return gold
 
 def mrr_at(ranked:Sequence[str], gold:Iterable[str], k:int) -> float:
@@ -252,12 +252,6 @@ REFUSAL = re.compile(
 def is_refusal(text:str) -> bool:
     "Does this answer, in English or Chinese, say that it does not know? An empty one does, too."
     return not text.strip() or bool(REFUSAL.search(text.replace("\u2019", "'")))
-
-def refusal_rate(answers:Iterable[str]) -> float:
-    "Share of the answers that refuse. Raises `ValueError` without answers."
-    found = [is_refusal(a) for a in answers]
-    if not found: raise ValueError("There are no answers to look at.")
-    return sum(found) / len(found)
 
 # %% ../nbs/tools/06_evals.ipynb #99154f36
 @dataclass(frozen=True)

@@ -325,8 +325,6 @@ def _pieces(t:Planned, weights:dict, config) -> Iterator[np.ndarray]:
                             "Use bf16, or q8_0.")
         yield packed
 
-
-
 # %% ../nbs/tools/25_gguf_file.ipynb #720aee0c
 def _header(folder:Path, config, plan:list[Planned], type:str, exact:bool) -> bytes:
     "Everything before the weights, padded."

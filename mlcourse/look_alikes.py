@@ -4,33 +4,18 @@
 
 # %% ../nbs/tools/13_look_alikes.ipynb #e74f58f2
 from __future__ import annotations
-import random
+import json, random
 from dataclasses import dataclass
+from pathlib import Path
+
+import mlcourse
 
 # %% auto #0
-__all__ = ['HARBOURS', 'THINGS', 'DEALINGS', 'OTHER', 'MONTHS', 'Fact', 'LookAlike', 'daybook']
+__all__ = ['WORDS', 'HARBOURS', 'THINGS', 'DEALINGS', 'OTHER', 'MONTHS', 'Fact', 'LookAlike', 'daybook']
 
 # %% ../nbs/tools/13_look_alikes.ipynb #936672ab
-HARBOURS = dict(
-    Brannock="Anna Peter Clara Oscar Helen Simon Martha Jacob Lucy Victor Emma Hugo Rachel Daniel "
-             "Irene Felix Julia Samuel Alice Conrad",
-    Skerrow="Rosa Adam Vera Frank Edith Joseph Nora Walter Stella Leon Ruth Gilbert Olga Bruno "
-            "Sarah Philip Laura Edgar Agnes Martin")
-THINGS = dict(telescope="spyglass", fiddle="violin", lamp="lantern", mare="horse", coat="jacket",
-              rifle="gun", chart="map", chest="trunk", boat="skiff", watch="timepiece")
-DEALINGS = dict(   # what A did for, or to, B: in notes, and in questions
-    lend=(["{A} lent {B} a {T} until spring.", "{B} has a {T} on loan from {A}."],
-          ["From whom did {B} borrow a {T}?", "Who let {B} use a {T}?"]),
-    sell=(["{A} sold a {T} to {B} for ten crowns.", "{B} paid {A} ten crowns and took a {T} home."],
-          ["From whom did {B} buy a {T}?", "Who got money from {B} for a {T}?"]),
-    accuse=(["{A} misses a {T} and names {B} as the thief.",
-             "{B} was charged by {A} with the theft of a {T}."],
-            ["Who said that {B} stole a {T}?", "Who accused {B} of taking a {T}?"]),
-    mend=(["{A} repaired a {T} for {B}.", "{B} brought a broken {T} to {A}, who made it good."],
-          ["Who fixed a {T} for {B}?", "Who mended the {T} of {B}?"]))
-OTHER = ["Rain before noon.", "The mail came late.", "{C} was witness.", "{C} heard of it.",
-         "Fog until evening.", "{C} sailed at dawn.", "Snow on the hills.", "{C} is ill."]
-MONTHS = "January March May July September November".split()
+WORDS = json.loads((Path(mlcourse.__file__).parent/"data"/"look_alikes.json").read_text("utf-8"))
+HARBOURS, THINGS, DEALINGS, OTHER, MONTHS = WORDS.values()
 
 # %% ../nbs/tools/13_look_alikes.ipynb #0ea83551
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from .files import CourseError, Progress, no_progress
 
 # %% auto #0
 __all__ = ['KINDS', 'DOCUMENTS', 'SKIP', 'MAX_BYTES', 'GUESSES', 'Block', 'WIDE', 'FENCE', 'HEADING', 'UNDERLINE', 'CHUNKERS',
-           'NotesError', 'decode', 'decode_named', 'cells_of', 'document_text', 'read_folder', 'read_note', 'Chunk',
-           'pack', 'cut_lines', 'fragments', 'length', 'heading_of', 'blocks_of', 'chunk_markdown', 'chunk_python',
+           'NotesError', 'decode_named', 'cells_of', 'document_text', 'read_folder', 'read_note', 'Chunk', 'pack',
+           'cut_lines', 'fragments', 'length', 'heading_of', 'blocks_of', 'chunk_markdown', 'chunk_python',
            'chunk_text', 'chunk_notebook', 'chunk_file', 'chunk_all', 'ingest']
 
 # %% ../nbs/tools/11_notes.ipynb #130782e3
@@ -33,12 +33,8 @@ def _kind(path:Path) -> str|None: return KINDS.get(path.suffix.lower(), KINDS.ge
 
 GUESSES = ["gb18030", "big5", "shift_jis", "euc_kr", "koi8_r", "cp1251", "cp1252"]
 
-def decode(raw:bytes) -> str|None:   # None for what is no text; line ends become `\n`
-    "Text of a file in any usual encoding; single bad bytes are replaced."
-    return decode_named(raw)[0]
-
-def decode_named(raw:bytes) -> tuple[str|None, str]:   # text; its encoding where it was a guess
-    "UTF-8 and UTF-16 first, else what charset-normalizer thinks most likely."
+def decode_named(raw:bytes) -> tuple[str|None, str]:   # text or None; its encoding if guessed
+    "UTF-8 and UTF-16 first, else what charset-normalizer thinks most likely; lines end in LF."
     text, guess = None, ""
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"): text = raw.decode("utf-16", "replace")
     elif b"\0" in raw: return None, ""

@@ -12,17 +12,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .assets import find_asset, load_pretrained
-from .evals import rouge_l, score_pairs
 from .files import Progress, boundary, no_progress
-from .instruct import encode_pair, parse_record, read_pairs
+from .instruct import encode_pair, read_pairs
 from .templates import chat_ids, fold_system
 from .train import (FlagError, Flags, Result, RunPlan, TrainError, check_flags, command,
                             dataset, is_main, make_trainer, print_progress, resume_from,
                             run_trainer, shares_weights)
 
 # %% auto #0
-__all__ = ['RECORD', 'source_of', 'load_base', 'answers', 'score_records', 'packed_lengths', 'sees_neighbour', 'make_plan',
-           'recipe', 'encode_file', 'train', 'main']
+__all__ = ['source_of', 'load_base', 'answers', 'packed_lengths', 'sees_neighbour', 'make_plan', 'recipe', 'encode_file', 'train',
+           'main']
 
 # %% ../nbs/week2/02_qlora.ipynb #24c6b865
 #| code-fold: true
@@ -65,7 +64,7 @@ def load_base(model_name:str,            # a model of the course, the hub's name
 
 # %% ../nbs/week2/02_qlora.ipynb #59ed777d
 #| code-fold: true
-#| code-summary: "Answering in a batch, and judging"
+#| code-summary: "Answering in a batch"
 @contextmanager
 def _unpacked(model):
     "On a processor, unpack 4-bit layers once for all tokens of the answers, not once for each."
@@ -111,14 +110,6 @@ def answers(model, tok, conversations:Iterable[list[dict]],  # each without the 
         found += [t.strip() for t in tok.batch_decode(new[:, longest:], skip_special_tokens=True)]
     model.train(was_training)
     return found
-
-RECORD = dict(exact_match=lambda given, wanted: float(given == wanted),
-              valid=lambda given, wanted: float(parse_record(given) is not None), rouge_l=rouge_l)
-
-def score_records(given:list[str], rows:list[dict]):   # a DataFrame, one row an answer
-    "Judge answers in the taught format, from 0 to 1: equal to the letter, readable, ROUGE-L."
-    right = [r["messages"][-1]["content"] for r in rows]
-    return score_pairs(zip(given, right, strict=True), RECORD)
 
 # %% ../nbs/week2/02_qlora.ipynb #81dc9567
 #| code-fold: true

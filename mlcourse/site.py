@@ -452,7 +452,6 @@ def mathml(page:str) -> str:   # HTML, with MathML instead of TeX such as `\(x\)
             return m[1] + convert(tex, display=display) + m[4]
     return _MATH.sub(draw, page)
 
-
 # %% ../nbs/lib/07_site.ipynb #b8575ce6
 _SECTION = re.compile(r"<section\b|</section>")
 _KNOW = re.compile(r'<section id="how-we-know"[^>]*>\s*<h2\b.*?</h2>', re.S)
