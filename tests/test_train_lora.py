@@ -158,7 +158,7 @@ def test_the_same_folder_and_another(folder, toy, tmp_path):
     again = train_folder(open_pipeline(toy), read_folder(folder, "zwx", 32), settings, out)[0]
     assert all(torch.equal(state[k], w) for k, w in load_file(again).items())
     picture(77).save(folder / "new.png")
-    with pytest.raises(CourseError, match="other pictures"):
+    with pytest.raises(CourseError, match="other inputs .pictures"):
         train_folder(open_pipeline(toy), read_folder(folder, "zwx", 32), settings, out)
 
 
