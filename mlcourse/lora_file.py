@@ -87,9 +87,8 @@ def spellings() -> dict[str, str]:   # "lora_unet_conv_in": "unet.conv_in"
     "Every spelling of every layer of the known models, and diffusers' name of it."
     layers = [n for model in MODELS for n in model_layers(model)]
     forms = [(form, xl) for form in ("diffusers", "kohya", "peft", "comfyui") for xl in (0, 1)]
-    bare = "output_blocks.2.1.conv"   # SD 1.5 has no attention in that block
-    table = {f"diffusion_model.{bare}": "unet.up_blocks.0.upsamplers.0.conv",
-             f"lora_unet_{bare}".replace(".", "_"): "unet.up_blocks.0.upsamplers.0.conv"}
+    bare = ("diffusion_model.output_blocks.2.1.conv", "lora_unet_output_blocks_2_1_conv")
+    table = dict.fromkeys(bare, "unet.up_blocks.0.upsamplers.0.conv")   # no attention in SD 1.5's
     return table | {spell(n, form, xl): n for form, xl in forms for n in reversed(layers)}
 
 # %% ../nbs/tools/30_lora_file.ipynb #5e0f0014
@@ -139,7 +138,8 @@ PICKLE = ("a pickle (.ckpt, .pt, .bin), which can run a program when it is opene
           "opened. Ask for the .safetensors; most sites offer both")
 NO_LORA = {b"PK\3\4": PICKLE, b"\x80": PICKLE, b"GGUF": "a GGUF file",
            b"version https://git-lfs": "a pointer of Git LFS: `git lfs pull` brings the file",
-           b"<": "a web page: the download asked for a login, or failed"}
+           b"<": "a web page: the download asked for a login, or failed",
+           b"": "no safetensors file"}
 
 # %% ../nbs/tools/30_lora_file.ipynb #5e0f0018
 def _open(path:Path) -> tuple[dict, dict[str, str]]:
@@ -147,9 +147,8 @@ def _open(path:Path) -> tuple[dict, dict[str, str]]:
     from safetensors import SafetensorError, safe_open
     with open(path, "rb") as f: head = f.read(64)
     if head[8:9] != b"{":
-        other = "no safetensors file" if head else "empty"
-        why = next((w for magic, w in NO_LORA.items() if head.startswith(magic)), other)
-        raise CourseError(f"{path} is {why}.")
+        why = [w for magic, w in NO_LORA.items() if head.startswith(magic)]
+        raise CourseError(f"{path} is {why[0] if head else 'empty'}.")
     try:
         with safe_open(path, framework="pt") as f:
             if not all(k.isprintable() for k in f.keys()): raise SafetensorError("a strange name")
@@ -243,9 +242,9 @@ def read_lora(path:str|Path,        # a .safetensors file, or the folder of a PE
             n.part == "text_encoder_2" for n in own))   # PEFT's names do not tell them apart
         for n in own:
             if second: n.name = n.name.replace("text_encoder.", "text_encoder_2.")
+            if n.kind != "LoRA" or n.tensor: continue
             mine = {k.removeprefix(f"{n.part}."): v for k, v in config.items()
                     if peft or k.startswith(f"{n.part}.")}
-            if n.kind != "LoRA" or n.tensor: continue
             try: n.alpha = _configured(mine, n)
             except (TypeError, ValueError, AttributeError, OverflowError, re.error) as e:
                 raise CourseError(
@@ -262,10 +261,10 @@ PROGRAMS = ("PEFT", "diffusers", "Kohya", "ComfyUI")
 
 def fits(lora:LoraFile) -> list[str]:   # of `MODELS`; empty when it fits none
     "The models that have every layer of the file, in its size."
-    def size(*shapes): return [d for shape in shapes for d in shape if d != 1]
+    def size(*shape): return [d for d in shape if d != 1]
     def has(layers, n):
         w = layers.get(n.name, ())
-        return w and (n.kind != "LoRA" or size(n.up.shape[:1], n.down.shape[1:]) == size(w))
+        return w and (n.kind != "LoRA" or size(n.up.shape[0], *n.down.shape[1:]) == size(*w))
     return [m for m in MODELS if all(has(model_layers(m), n) for n in lora.layers)]
 
 # %% ../nbs/tools/30_lora_file.ipynb #5e0f0027
@@ -303,7 +302,7 @@ def update_norms(lora:LoraFile, alphas=None) -> list[float]:   # by layer of `lo
         a, b = n.down.flatten(1).double(), n.up.flatten(1).double()
         return ((b.T @ b) * (a @ a.T)).sum().clamp(min=0).sqrt().item()
     alphas = [n.alpha for n in lora.lora] if alphas is None else alphas
-    return [(a or 0) / n.rank * product(n) if a else 0. for n, a in zip(lora.lora, alphas)]
+    return [a / n.rank * product(n) if a else 0. for n, a in zip(lora.lora, alphas)]
 
 # %% ../nbs/tools/30_lora_file.ipynb #5e0f0030
 FORMS = ("kohya", "diffusers", "peft")
@@ -331,7 +330,7 @@ def convert_lora(lora:LoraFile,
     lost = [n.kind for n in lora.layers if n.kind != "LoRA"] + lora.others
     lost += [f"{n.name}, no layer of SD 1.5 or SDXL" for n in lora.lora
              if n.name not in spellings()]
-    lost += ["one layer twice"] if len({n.name for n in lora.layers}) < len(lora.layers) else []
+    lost += ["one layer twice"] * (len({n.name for n in lora.layers}) < len(lora.layers))
     if lost: raise CourseError(f"{lora.path} is not converted, for it also holds {lost[0]}.")
     silent = [n for n in lora.layers if not n.alpha]
     if silent and alpha is None: raise UsageError(
@@ -347,8 +346,7 @@ def convert_lora(lora:LoraFile,
     tensors, metadata = {}, lora.metadata | {"format": "pt"}
     ends = ("lora_down", "lora_up") if to == "kohya" else ("lora_A", "lora_B")
     for n in layers:
-        key = spell(n.name, to, xl)
-        if to == "peft": key = f"{n.part}/{key}"
+        key = f"{n.part}/" * (to == "peft") + spell(n.name, to, xl)
         tensors |= {f"{key}.{e}.weight": t.contiguous() for e, t in zip(ends, (n.down, n.up))}
         if to != "kohya": continue
         exact = (torch.tensor(n.alpha, dtype=d) for d in (n.down.dtype, torch.float32,

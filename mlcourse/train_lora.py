@@ -22,13 +22,13 @@ from .sdlora import (Encoded, LoraSettings, draw, encode, encode_texts, open_pip
 from .vram import Plan, Prediction, predict
 
 # %% auto #0
-__all__ = ['FEWEST', 'ENOUGH', 'word', 'PictureFolder', 'read_folder', 'write_captions', 'check_fit', 'file_name',
+__all__ = ['FEWEST', 'ENOUGH', 'trigger_word', 'PictureFolder', 'read_folder', 'write_captions', 'check_fit', 'file_name',
            'class_pictures', 'train_folder', 'picture_with', 'main']
 
 # %% ../nbs/week4/03_sd_lora_more.ipynb #6a1e0008
 FEWEST, ENOUGH = 5, 20   # pictures: refused below the first, advised from the second on
 
-def word(trigger:str) -> re.Pattern:
+def trigger_word(trigger:str) -> re.Pattern:
     "Finds a trigger as a word, as CLIP reads it: `art` is not in `part`; Chinese has no spaces."
     letter = "[A-Za-z0-9\u00c0-\u052f]"   # Latin, Greek, Cyrillic
     before, after = (f"(?{look}{letter})" * bool(re.match(letter, c))
@@ -67,7 +67,8 @@ def read_folder(folder:str|Path,
     root, beside = Path(folder).expanduser(), (".txt", ".caption", ".npz", ".json")
     notes = [f"{name}: left out, {why}" for name, why in left_out.items()
              if not name.endswith(beside)]
-    files, pictures, captions, there = [root/p.source for p in found], [], [], word(trigger)
+    files, pictures, captions = [root/p.source for p in found], [], []
+    there = trigger_word(trigger)
     for file, p in zip(files, found):
         if not file.exists(): raise CourseError(
             f"The name of {file} is not in UTF-8. Give the picture another name.")
@@ -156,7 +157,8 @@ def train_folder(pipe, folder:PictureFolder, settings:LoraSettings,
     write_json(out/"inputs.json", now)
     own, kept = encode(pipe, folder.pictures, folder.captions), None
     if settings.keep == "output":
-        plain = [word(folder.trigger).sub("", c).strip(" ,") or what for c in folder.captions]
+        there = trigger_word(folder.trigger)
+        plain = [there.sub("", c).strip(" ,") or what for c in folder.captions]
         kept = Encoded(own.latents, encode_texts(pipe, plain), tuple(plain))
     elif settings.keep == "prior":
         drawn = class_pictures(pipe, out/"class", what, class_count, progress, **how)
@@ -216,7 +218,7 @@ def main(images:Annotated[str, typer.Option()],    # a folder of pictures
     card, trigger = torch.cuda.is_available(), trigger.strip()
     if not (0 < len(trigger) <= 60 and trigger.replace("\u200d", "").isprintable()):
         raise UsageError("--trigger is a word such as zwx, on one line, of at most 60 characters.")
-    if word(trigger).search(what): raise UsageError(
+    if trigger_word(trigger).search(what): raise UsageError(
         f"--what holds {trigger}. It says what pictures without your style show.")
     if size < 0 or size % 8 or vram < 0 or class_count < 1: raise UsageError(
         "--size is a multiple of 8 pixels, --vram not below 0, --class-count above 0.")

@@ -15,7 +15,7 @@ from mlcourse.files import CourseError
 from mlcourse.lora_file import read_lora
 from mlcourse.sdlora import LoraSettings, open_pipeline
 from mlcourse.train_lora import (check_fit, class_pictures, picture_with, file_name, read_folder,
-                                 train_folder, word, write_captions)
+                                 train_folder, trigger_word, write_captions)
 
 
 def picture(seed, size=(40, 40), mode="RGB"):
@@ -130,7 +130,7 @@ def test_captions_are_read_written_and_never_overwritten(folder):
 def test_a_trigger_is_a_word(folder, text, trigger, there):
     (folder / "图 0.txt").write_text(text, encoding="utf-8")
     found = read_folder(folder, trigger, 32)
-    assert bool(word(trigger).search(text)) == there
+    assert bool(trigger_word(trigger).search(text)) == there
     assert found.captions[0] == (text if there else f"{trigger} {text}".strip())
     assert any("图 0.txt" in n for n in found.notes) != there
 
