@@ -41,10 +41,7 @@ def open_pipeline(name:str,   # toy-sd, stable-diffusion-1.5, the hub's name or 
         pipe = StableDiffusionPipeline.from_pretrained(
             source, dtype=torch.bfloat16, safety_checker=None, feature_extractor=None,
             requires_safety_checker=False, **half)
-        unet, text = pipe.unet.config, pipe.text_encoder.config
-        if unet.addition_embed_type or unet.in_channels != pipe.vae.config.latent_channels or (
-            unet.cross_attention_dim != text.hidden_size): raise ValueError(
-            "it is another kind, such as SDXL or one for inpainting")
+        if pipe.unet.config.addition_embed_type: raise ValueError("it is an SDXL")
     pipe.set_progress_bar_config(disable=True)
     return pipe.to("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -116,7 +113,6 @@ class LoraSettings:
     def __post_init__(self):
         counts = ("lora_r", "lora_alpha", "max_steps", "batch_size", "learning_rate", "save_steps")
         wrong = [f"{n} is above 0" for n in counts if not 0 < getattr(self, n) < math.inf]
-        if not 0 <= self.seed < 2**32: wrong.append("seed is from 0 to 2**32")
         if self.keep not in KEEPS: wrong += [f"keep is one of {', '.join(KEEPS)}"]
         if self.optim not in OPTIMS: wrong += [f"optim is one of {', '.join(OPTIMS)}"]
         if wrong: raise UsageError("These settings cannot be: " + "; ".join(wrong) + ".")
@@ -256,12 +252,11 @@ def save_lora(pipe, path:str|Path, name:str="style") -> Path:
     from diffusers.utils import convert_state_dict_to_diffusers
     from peft.utils import get_peft_model_state_dict
     path, about = Path(path), pipe.unet.peft_config[name].to_dict()
-    part = path.with_name(f"{path.stem}.part.safetensors")
     layers = get_peft_model_state_dict(pipe.unet, adapter_name=name)
     pipe.save_lora_weights(
-        path.parent, convert_state_dict_to_diffusers(layers), weight_name=part.name,
+        path.parent, convert_state_dict_to_diffusers(layers), weight_name=f"new-{path.name}",
         unet_lora_adapter_metadata=about | dict(target_modules=sorted(about["target_modules"])))
-    return part.replace(path)
+    return path.with_name(f"new-{path.name}").replace(path)
 
 # %% ../nbs/week4/03_sd_lora.ipynb #5d100017
 #| code-fold: true

@@ -220,8 +220,9 @@ def main(images:Annotated[str, typer.Option()],    # a folder of pictures
         raise UsageError("--trigger is a word such as zwx, on one line, of at most 60 characters.")
     if trigger_word(trigger).search(what): raise UsageError(
         f"--what holds {trigger}. It says what pictures without your style show.")
-    if size < 0 or size % 8 or vram < 0 or class_count < 1: raise UsageError(
-        "--size is a multiple of 8 pixels, --vram not below 0, --class-count above 0.")
+    if size < 0 or size % 8 or vram < 0 or class_count < 1 or not 0 <= seed < 2**32:
+        raise UsageError("--size is a multiple of 8 pixels, --vram not below 0, --class-count "
+                         "above 0, --seed from 0 to 2**32.")
     out = Path(output_dir or f"lora-{file_name(trigger)}").expanduser().resolve()
     here = Path(images).expanduser().resolve()
     if out.is_relative_to(here) or here.is_relative_to(out/"class"): raise UsageError(
@@ -232,8 +233,8 @@ def main(images:Annotated[str, typer.Option()],    # a folder of pictures
     large, size = _kind(model, size)
     with progress_bar("reading", "pictures") as progress:
         folder = read_folder(images, trigger, size, what, progress)
-    print(*folder.notes, f"{len(folder.files)} pictures at {size} pixels, {max_steps} steps, rank {lora_r}, "
-          f"alpha {lora_alpha:g}, {s.optim}; into {out}", sep="\n")
+    print(*folder.notes, f"{len(folder.files)} pictures at {size} pixels, {max_steps} steps, "
+          f"rank {lora_r}, alpha {lora_alpha:g}, {s.optim}; into {out}", sep="\n")
     if large:
         own = round(torch.cuda.get_device_properties(0).total_memory / 2**30) if card else 12
         print(f"SD 1.5 at 512 pixels: {check_fit(s, vram or own).verdict}")

@@ -222,7 +222,7 @@ def ask(folder, *more):
     (["--trigger", "x" * 61], "at most 60"), (["--trigger", "a\nb"], "on one line"),
     (["--trigger", "zwx", "--what", "a zwx cat"], "--what holds zwx"),
     (["--trigger", "zwx", "--size", 33], "multiple of 8"), (["--trigger", "zwx", "--lora-alpha",
-     "inf"], "lora_alpha"), (["--trigger", "zwx", "--seed", 10**20], "seed is from 0"),
+     "inf"], "lora_alpha"), (["--trigger", "zwx", "--seed", 10**20], "--seed from 0"),
     (["--trigger", "zwx", "--class-count", 0], "--class-count above 0")])
 def test_bad_usage(folder, toy, capsys, more, says):
     assert ask(folder, "--model", toy, *more) == 2
