@@ -335,7 +335,7 @@ def convert_lora(lora:LoraFile,
     silent = [n for n in lora.layers if not n.alpha]
     if silent and alpha is None: raise UsageError(
         f"{lora.path} does not say its alpha, or says 0 ({len(silent)} of {len(lora.layers)} "
-        "layers), and a guess would change its strength. Give the number it was trained with: --alpha.")
+        "layers), and a guess would change its strength. Give what it was trained with: --alpha.")
     if alpha is not None and not silent: raise UsageError(
         f"{lora.path} says its alpha itself. Leave --alpha out.")
     if alpha is not None and not 0 < alpha < math.inf: raise UsageError("--alpha is above 0.")

@@ -36,8 +36,7 @@ def open_pipeline(name:str,   # toy-sd, stable-diffusion-1.5, the hub's name or 
     if name == "toy-sd": return pipeline()
     source = fetch(name) if find_asset(name) else name
     half = dict(variant="fp16") if any(Path(source).glob("unet/*.fp16.safetensors")) else {}
-    with boundary(f"{name} cannot be opened as a Stable Diffusion",
-                  "Give stable-diffusion-1.5, toy-sd, or a folder that diffusers has saved."):
+    with boundary(f"{name} cannot be opened as a Stable Diffusion", "Give another model."):
         pipe = StableDiffusionPipeline.from_pretrained(
             source, dtype=torch.bfloat16, safety_checker=None, feature_extractor=None,
             requires_safety_checker=False, **half)
