@@ -4,7 +4,7 @@
 
 # %% ../nbs/tools/30_lora_file.ipynb #5e0f0003
 from __future__ import annotations
-import json, math, re
+import json, math, os, re, shutil
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cache
@@ -76,7 +76,8 @@ def spell(full:str,      # "unet.conv_in"
     if form == "peft":   # transformers 5 has the first text encoder without "text_model."
         return f"base_model.model.{name.removeprefix('text_model.' * (part == 'text_encoder'))}"
     if part == "unet" and (xl or form == "comfyui"): name = stability_name(name)
-    if form == "comfyui" and part == "unet": return f"diffusion_model.{name}"
+    if form == "comfyui": return f"diffusion_model.{name}" if part == "unet" else (
+        f"text_encoders.clip_{'g' if part.endswith('2') else 'l'}.transformer.{name}")
     tag = {"unet": "unet", "text_encoder": "te1" if xl else "te", "text_encoder_2": "te2"}[part]
     return f"lora_{tag}_{name}".replace(".", "_")
 
@@ -86,19 +87,18 @@ def spellings() -> dict[str, str]:   # "lora_unet_conv_in": "unet.conv_in"
     "Every spelling of every layer of the known models, and diffusers' name of it."
     layers = [n for model in MODELS for n in model_layers(model)]
     forms = [(form, xl) for form in ("diffusers", "kohya", "peft", "comfyui") for xl in (0, 1)]
-    bare = "output_blocks.2.1.conv"   # SD 1.5 has no attention in that block
-    table = {f"diffusion_model.{bare}": "unet.up_blocks.0.upsamplers.0.conv",
-             f"lora_unet_{bare}".replace(".", "_"): "unet.up_blocks.0.upsamplers.0.conv"}
+    bare = ("diffusion_model.output_blocks.2.1.conv", "lora_unet_output_blocks_2_1_conv")
+    table = dict.fromkeys(bare, "unet.up_blocks.0.upsamplers.0.conv")   # no attention in SD 1.5's
     return table | {spell(n, form, xl): n for form, xl in forms for n in reversed(layers)}
 
 # %% ../nbs/tools/30_lora_file.ipynb #5e0f0014
 TAIL = re.compile(
-    r"(?P<key>.+?)(?P<tail>(\.lora_|[._]lora\.)(A|B|down|up|mid|linear_layer|magnitude_vector|"
+    r"(?P<key>.+?)(?P<tail>(\.lora_|[._]lora\.)(A|B|E|down|up|mid|linear_layer|magnitude_vector|"
     r"embedding_[AB])\b.*|\.(alpha|dora_scale|diff\w*|set_weight|[wb]_norm|(hada|lokr|b?oft)_.*|"
     r"[ab][12]\.weight))")
 KINDS = {"hada_": "LoHa", "lokr_": "LoKr", "dora": "DoRA", "magnitude": "DoRA", "oft_": "OFT",
          "lora_mid": "LoCon with a core", "bias": "LoRA with a bias", "diff": "whole differences",
-         "embedding": "LoRA of an embedding", "1.weight": "GLoRA"}
+         "embedding": "LoRA of an embedding", "1.weight": "GLoRA", "lora_E": "AdaLoRA"}
 
 # %% ../nbs/tools/30_lora_file.ipynb #5e0f0015
 @dataclass
@@ -115,7 +115,8 @@ class Layer:
     @property
     def rank(self) -> int: return self.down.shape[0]
     @property
-    def part(self) -> str: return self.name.partition(".")[0]   # unet, text_encoder, ...
+    def part(self) -> str:   # unet, text_encoder, ...; lora_unet of a name that is not known
+        return re.match(r"lora_[a-z]+\d?|[^.]*", self.name)[0]
 
 @dataclass
 class LoraFile:
@@ -130,13 +131,15 @@ class LoraFile:
     def lora(self) -> list[Layer]: return [n for n in self.layers if n.kind == "LoRA"]
 
 # %% ../nbs/tools/30_lora_file.ipynb #5e0f0017
-STARTS = {"PEFT": "base_model.", "Kohya": ("lora_unet_", "lora_te"), "ComfyUI": "diffusion_model.",
+STARTS = {"PEFT": "base_model.", "Kohya": ("lora_unet_", "lora_te"),
+          "ComfyUI": ("diffusion_model.", "text_encoders."),
           "diffusers": ("unet.", "text_encoder", "down_blocks.", "up_blocks.", "mid_block.")}
 PICKLE = ("a pickle (.ckpt, .pt, .bin), which can run a program when it is opened, so it is not "
           "opened. Ask for the .safetensors; most sites offer both")
 NO_LORA = {b"PK\3\4": PICKLE, b"\x80": PICKLE, b"GGUF": "a GGUF file",
            b"version https://git-lfs": "a pointer of Git LFS: `git lfs pull` brings the file",
-           b"<": "a web page: the download asked for a login, or failed"}
+           b"<": "a web page: the download asked for a login, or failed",
+           b"": "no safetensors file"}
 
 # %% ../nbs/tools/30_lora_file.ipynb #5e0f0018
 def _open(path:Path) -> tuple[dict, dict[str, str]]:
@@ -144,68 +147,85 @@ def _open(path:Path) -> tuple[dict, dict[str, str]]:
     from safetensors import SafetensorError, safe_open
     with open(path, "rb") as f: head = f.read(64)
     if head[8:9] != b"{":
-        other = "no safetensors file" if head else "empty"
-        why = next((w for magic, w in NO_LORA.items() if head.startswith(magic)), other)
-        raise CourseError(f"{path} is {why}.")
+        why = [w for magic, w in NO_LORA.items() if head.startswith(magic)]
+        raise CourseError(f"{path} is {why[0] if head else 'empty'}.")
     try:
         with safe_open(path, framework="pt") as f:
+            if not all(k.isprintable() for k in f.keys()): raise SafetensorError("a strange name")
             kept = {k: f.get_tensor(k) if TAIL.fullmatch(k) else None for k in f.keys()}
             return kept, f.metadata() or {}   # of a whole model nothing is read
-    except SafetensorError as e:
-        size, needs = path.stat().st_size, 8 + int.from_bytes(head[:8], "little")
-        cut = "cut short" if size < needs or "ncomplete" in str(e) else "damaged"
-        raise CourseError(f"{path} is {cut} ({size:,} bytes). Fetch it again.") from e
+    except SafetensorError as e: raise CourseError(
+        f"{path} is cut short or damaged ({path.stat().st_size:,} bytes). Fetch it again.") from e
+
+def _object(text:str) -> dict|None:
+    "The object that a text is in JSON, if it is one."
+    try: value = json.loads(text)
+    except (ValueError, RecursionError): return None
+    return value if isinstance(value, dict) else None
 
 # %% ../nbs/tools/30_lora_file.ipynb #5e0f001a
-def _configured(config:dict, layer:Layer, path:Path) -> float|None:
+def _configured(config:dict, layer:Layer) -> float|None:
     "The alpha that a configuration gives to a layer as PEFT reads it, for a factor alpha/r."
     name, rank = layer.name.partition(".")[2], layer.rank
     def of(field, plain):
         patterns = (config.get(f"{field}_pattern") or {}).items()
         return next((v for p, v in patterns if re.match(rf"(.*\.)?({p})$", name)), plain)
-    if of("rank", config.get("r", rank)) != rank: raise CourseError(
-        f"{path}: the configuration gives {name} another rank than its matrices have ({rank}).")
+    if (said := of("rank", config.get("r", rank))) != rank: raise ValueError(
+        f"it gives {name} rank {said}, and its matrices have {rank}")
     alpha = of("alpha", config.get("lora_alpha"))
     if alpha is None: return None
+    if not math.isfinite(alpha): raise ValueError(f"the alpha of {name} is {alpha}")
     return float(alpha) * (math.sqrt(rank) if config.get("use_rslora") else 1)
 
 # %% ../nbs/tools/30_lora_file.ipynb #5e0f001c
 def _layer(key:str, tensors:dict, path:Path) -> Layer:
     "One layer of a file, checked."
     kinds = [kind for part, kind in KINDS.items() if any(part in tail for tail in tensors)]
-    name = key.replace(".processor.", ".")
+    name = re.sub("^lycoris_", "lora_unet_", key.replace(".processor.", "."))
     if any(tail.startswith("_lora") for tail in tensors):   # diffusers before 2023
         name = re.sub(r"to_(\w+)$", r"\1_proj", name) if "self_attn" in name else (
             re.sub(r"to_out$", "to_out.0", name))
     name = re.sub(r"^(text_encoder\w*)\.encoder", r"\1.text_model.encoder", name)
-    name = name.replace("base_model.model.text_model.", "base_model.model.")
     if name.startswith(STARTS["diffusers"][2:]): name = f"unet.{name}"
-    name = spellings().get(name, name)
+    bare = name.replace("base_model.model.text_model.", "base_model.model.")
+    name = spellings().get(bare) or spellings().get(name, name)
     if kinds: return Layer(name, key, kinds[0])
     down, up = (next((t for tail, t in tensors.items() if re.search(half, tail)), None)
                 for half in ("lora_A|down", "lora_B|up"))
-    if down is None or up is None: raise CourseError(
-        f"{path}: of {key} there is one matrix and not the other.")
-    if min(up.ndim, down.ndim) < 2 or not up.shape[1] == down.shape[0] > 0: raise CourseError(
-        f"{path}: the matrices of {key} do not fit: {(*up.shape,)} after {(*down.shape,)}.")
     alpha = tensors.get(".alpha")
-    if not all(t is None or t.float().isfinite().all() for t in (down, up, alpha)):
-        raise CourseError(f"{path}: {key} holds numbers that are none (NaN or infinite); its "
-                          "training had failed.")
-    if alpha is not None and alpha.numel() != 1: raise CourseError(
-        f"{path}: the alpha of {key} is {alpha.numel()} numbers, and should be one.")
-    told = alpha is not None
-    return Layer(name, key, "LoRA", down, up, alpha.item() if told else None, told)
+    if down is None or up is None: wrong = "lacks one matrix or both"
+    elif min(up.ndim, down.ndim) < 2 or not up.shape[1] == down.shape[0] > 0 or not up.numel():
+        wrong = f"has matrices that do not fit: {(*up.shape,)} after {(*down.shape,)}"
+    elif not (up.is_floating_point() and down.is_floating_point()):
+        wrong = f"holds no real numbers but {up.dtype} and {down.dtype}"
+    elif alpha is not None and alpha.numel() != 1:
+        wrong = f"has an alpha of {alpha.numel()} numbers, and should have one"
+    elif not all(t is None or t.float().isfinite().all() for t in (down, up, alpha)):
+        wrong = "holds numbers that are none (NaN or infinite); its training had failed"
+    else: return Layer(name, key, "LoRA", down, up, None if alpha is None else alpha.item(),
+                       alpha is not None)
+    raise CourseError(f"{path} is not usable: {key} {wrong}.")
 
 # %% ../nbs/tools/30_lora_file.ipynb #5e0f001d
+def _files(path:Path) -> list[Path]:
+    "The files of one LoRA: one, or one for each model."
+    if path.is_file(): return [path]
+    for pattern in ("adapter_model.*", "unet/adapter_model.*", "*.safetensors",
+                    "*/adapter_model.*", "*.bin"):
+        found = sorted(f for f in path.glob(pattern) if f.suffix in (".safetensors", ".bin"))
+        if pattern.startswith("unet"): found += sorted(path.glob("text_encoder*/adapter_model.*"))
+        if not found: continue
+        if pattern[0] == "*" and len(found) > 1: raise CourseError(
+            f"{path} holds several LoRAs: give one, such as {found[0]}.")
+        return found
+    raise CourseError(f"There is no LoRA file {path}." if not path.is_dir() else
+                      f"There is no LoRA file in the folder {path}. Give a .safetensors file.")
+
 def read_lora(path:str|Path,        # a .safetensors file, or the folder of a PEFT adapter
              ) -> LoraFile:
     "Read a LoRA file in any of the spellings. Raises `CourseError` for what is none."
     path, layers, metadata, others = Path(path).expanduser(), [], {}, []
-    files = [path] if path.is_file() else sorted(
-        f for pattern in ("", "*/") for f in path.glob(f"{pattern}adapter_model.safetensors"))
-    if not files: raise CourseError(f"There is no LoRA file {path}.")
-    for file in files:
+    for file in _files(path):
         (tensors, about), groups = _open(file), {}
         for key, t in tensors.items():
             found = TAIL.fullmatch(key)
@@ -213,22 +233,23 @@ def read_lora(path:str|Path,        # a .safetensors file, or the folder of a PE
             else: others.append(key)
         settings = file.with_name("adapter_config.json")
         peft = any(key.startswith(STARTS["PEFT"]) for key in groups)
-        try: config = json.loads(settings.read_text("utf-8") if peft and settings.is_file()
-                                 else about.pop("lora_adapter_metadata", "{}"))
-        except ValueError: config = None
-        if not isinstance(config, dict): raise CourseError(
+        config = _object(settings.read_text("utf-8-sig", "replace") if peft and settings.is_file()
+                         else about.pop("lora_adapter_metadata", "{}"))
+        if config is None: raise CourseError(
             f"The adapter configuration of {file} cannot be read: it is no JSON object.")
-        for key, group in groups.items():
-            layers.append(layer := _layer(key, group, file))
-            if file.parent.name == "text_encoder_2":   # as PEFT's names do not tell them apart
-                layer.name = layer.name.replace("text_encoder.", "text_encoder_2.")
-            own = {k.removeprefix(f"{layer.part}."): v for k, v in config.items()
-                   if peft or k.startswith(f"{layer.part}.")}
-            if layer.kind != "LoRA" or layer.tensor: continue
-            try: layer.alpha = _configured(own, layer, file)
-            except (TypeError, ValueError, AttributeError, re.error) as e: raise CourseError(
-                f"The adapter configuration of {file} cannot be read: {e}.") from e
-        metadata |= about
+        own = [_layer(key, group, file) for key, group in groups.items()]
+        second = peft and (file.parent.name == "text_encoder_2" or any(
+            n.part == "text_encoder_2" for n in own))   # PEFT's names do not tell them apart
+        for n in own:
+            if second: n.name = n.name.replace("text_encoder.", "text_encoder_2.")
+            if n.kind != "LoRA" or n.tensor: continue
+            mine = {k.removeprefix(f"{n.part}."): v for k, v in config.items()
+                    if peft or k.startswith(f"{n.part}.")}
+            try: n.alpha = _configured(mine, n)
+            except (TypeError, ValueError, AttributeError, OverflowError, re.error) as e:
+                raise CourseError(
+                    f"The adapter configuration of {file} cannot be used: {e}.") from e
+        layers, metadata = layers + own, metadata | about
     if not layers: raise CourseError(
         f"{path} holds no LoRA: its tensors have other names ({min(others, default='none')}).")
     convention = next((c for c, start in STARTS.items()
@@ -240,10 +261,10 @@ PROGRAMS = ("PEFT", "diffusers", "Kohya", "ComfyUI")
 
 def fits(lora:LoraFile) -> list[str]:   # of `MODELS`; empty when it fits none
     "The models that have every layer of the file, in its size."
-    def size(*shapes): return [d for shape in shapes for d in shape if d != 1]
+    def size(*shape): return [d for d in shape if d != 1]
     def has(layers, n):
         w = layers.get(n.name, ())
-        return w and (n.kind != "LoRA" or size(n.up.shape[:1], n.down.shape[1:]) == size(w))
+        return w and (n.kind != "LoRA" or size(n.up.shape[0], *n.down.shape[1:]) == size(*w))
     return [m for m in MODELS if all(has(model_layers(m), n) for n in lora.layers)]
 
 # %% ../nbs/tools/30_lora_file.ipynb #5e0f0027
@@ -269,7 +290,8 @@ def taken_alphas(lora:LoraFile,
             return own if lora.convention == "diffusers" and not n.tensor else None
         old = n.key.startswith(STARTS["diffusers"]) and ".text_" not in n.name and (
             ".to_" not in n.key or ".processor." in n.key)
-        new = ("lora_", "diffusion_model.", "text_encoder.text_", "text_encoder_2.text_")
+        new = ("lora_", "lycoris_", *STARTS["ComfyUI"], "text_encoder.text_",
+               "text_encoder_2.text_")
         return (n.alpha if n.tensor else n.rank) if old or n.key.startswith(new) else None
     return [takes(n) for n in lora.lora]
 
@@ -280,7 +302,7 @@ def update_norms(lora:LoraFile, alphas=None) -> list[float]:   # by layer of `lo
         a, b = n.down.flatten(1).double(), n.up.flatten(1).double()
         return ((b.T @ b) * (a @ a.T)).sum().clamp(min=0).sqrt().item()
     alphas = [n.alpha for n in lora.lora] if alphas is None else alphas
-    return [(a or 0) / n.rank * product(n) if a else 0. for n, a in zip(lora.lora, alphas)]
+    return [a / n.rank * product(n) if a else 0. for n, a in zip(lora.lora, alphas)]
 
 # %% ../nbs/tools/30_lora_file.ipynb #5e0f0030
 FORMS = ("kohya", "diffusers", "peft")
@@ -308,12 +330,12 @@ def convert_lora(lora:LoraFile,
     lost = [n.kind for n in lora.layers if n.kind != "LoRA"] + lora.others
     lost += [f"{n.name}, no layer of SD 1.5 or SDXL" for n in lora.lora
              if n.name not in spellings()]
-    lost += ["one layer twice"] if len({n.name for n in lora.layers}) < len(lora.layers) else []
+    lost += ["one layer twice"] * (len({n.name for n in lora.layers}) < len(lora.layers))
     if lost: raise CourseError(f"{lora.path} is not converted, for it also holds {lost[0]}.")
     silent = [n for n in lora.layers if not n.alpha]
     if silent and alpha is None: raise UsageError(
-        f"{lora.path} does not say its alpha ({len(silent)} of {len(lora.layers)} layers), and a "
-        "guess would change its strength. Give the number it was trained with: --alpha.")
+        f"{lora.path} does not say its alpha, or says 0 ({len(silent)} of {len(lora.layers)} "
+        "layers), and a guess would change its strength. Give what it was trained with: --alpha.")
     if alpha is not None and not silent: raise UsageError(
         f"{lora.path} says its alpha itself. Leave --alpha out.")
     if alpha is not None and not 0 < alpha < math.inf: raise UsageError("--alpha is above 0.")
@@ -324,12 +346,12 @@ def convert_lora(lora:LoraFile,
     tensors, metadata = {}, lora.metadata | {"format": "pt"}
     ends = ("lora_down", "lora_up") if to == "kohya" else ("lora_A", "lora_B")
     for n in layers:
-        key = spell(n.name, to, xl)
-        if to == "peft": key = f"{n.part}/{key}"
+        key = f"{n.part}/" * (to == "peft") + spell(n.name, to, xl)
         tensors |= {f"{key}.{e}.weight": t.contiguous() for e, t in zip(ends, (n.down, n.up))}
         if to != "kohya": continue
-        exact = torch.tensor(n.alpha, dtype=n.down.dtype)
-        tensors[f"{key}.alpha"] = exact if exact.item() == n.alpha else torch.tensor(n.alpha)
+        exact = (torch.tensor(n.alpha, dtype=d) for d in (n.down.dtype, torch.float32,
+                                                          torch.float64))
+        tensors[f"{key}.alpha"] = next(t for t in exact if t.item() == n.alpha)
     configs = {p: _config([n for n in layers if n.part == p]) for p in parts}
     if to == "diffusers": metadata["lora_adapter_metadata"] = json.dumps(
         {f"{p}.{k}": v for p, config in configs.items() for k, v in config.items()})
@@ -339,16 +361,21 @@ def convert_lora(lora:LoraFile,
 def write_lora(lora:LoraFile, to:str, output:str|Path|None=None, alpha:float|None=None) -> Path:
     "Convert to a new file; for PEFT to a new folder, with a folder a model. Overwrites nothing."
     from safetensors.torch import save
-    out = Path(output or lora.path.resolve().with_suffix(
-        ".peft" if to == "peft" else f".{to}.safetensors")).expanduser()
+    source = lora.path.resolve()
+    stem = source.name if source.is_dir() else source.stem
+    end = ".peft" if to == "peft" else f".{to}.safetensors"
+    out = Path(output or source.with_name(stem + end)).expanduser()
     if out.exists(): raise UsageError(f"{out} is there already. Give another name: --output.")
     tensors, metadata, configs = convert_lora(lora, to, alpha)
     if to != "peft": return write_atomic(out, save(tensors, metadata))
-    for part, config in configs.items():
-        own = {k.partition("/")[2]: t for k, t in tensors.items() if k.startswith(f"{part}/")}
-        write_atomic(out/part/"adapter_model.safetensors", save(own, metadata))
-        write_json(out/part/"adapter_config.json", {"peft_type": "LORA", **config})
-    return out
+    begun = out.with_name(f".{out.name}.{os.getpid()}.part")   # a folder is whole, or not there
+    try:
+        for part, config in configs.items():
+            own = {k.partition("/")[2]: t for k, t in tensors.items() if k.startswith(f"{part}/")}
+            write_atomic(begun/part/"adapter_model.safetensors", save(own, metadata))
+            write_json(begun/part/"adapter_config.json", {"peft_type": "LORA", **config})
+        return begun.rename(out)
+    finally: shutil.rmtree(begun, ignore_errors=True)
 
 # %% ../nbs/tools/30_lora_file.ipynb #5e0f0039
 HEADER = ("modelspec.trigger_phrase", "modelspec.architecture", "ss_base_model_version", "ss_steps",
@@ -356,10 +383,10 @@ HEADER = ("modelspec.trigger_phrase", "modelspec.architecture", "ss_base_model_v
 
 def header_lines(metadata:dict[str, str]) -> list[str]:
     "What a header tells a reader: trigger words, and how it was trained; fit to be printed."
-    try: folders, tags = json.loads(metadata.get("ss_tag_frequency", "{}")), Counter()
-    except ValueError: folders = {}
-    for counts in folders.values() if isinstance(folders, dict) else ():
-        tags.update({t.strip(): c for t, c in counts.items() if isinstance(c, int)})
+    folders, tags = _object(metadata.get("ss_tag_frequency", "")) or {}, Counter()
+    for counts in folders.values():
+        for tag, count in counts.items() if isinstance(counts, dict) else ():
+            if isinstance(count, int): tags[tag.strip()] += count
     lines = [f"commonest tags of {', '.join(folders)}: "
              + ", ".join(f"{t} ({c})" for t, c in tags.most_common(6))] if folders else []
     lines += [f"{k}: {metadata[k]}" for k in HEADER if metadata.get(k)]
@@ -389,10 +416,11 @@ def passport(lora:LoraFile, top:int=5) -> list[str]:   # lines
     "What there is to know about a LoRA file."
     def counted(values): return ", ".join(f"{v} {c}" for v, c in Counter(values).most_common(12))
     def several(values): return ", ".join(f"{v:g}" for v in sorted({*values})) or "-"
+    names = [re.sub(r".*([.](?=\D)|_\d+_)", "", n.name) for n in lora.layers]
     lines = [f"{lora.path.name}: {lora.convention}, {counted(n.kind for n in lora.layers)}",
              f"fits: {' and '.join(fits(lora)) or 'neither SD 1.5 nor SDXL, in names and sizes'}",
              f"layers: {counted(n.part for n in lora.layers)}",
-             f"modules: {counted(re.sub(r'.*[.](?=[^0-9])', '', n.name) for n in lora.layers)}"]
+             f"modules: {counted(names)}"]
     if lora.lora:
         alphas = [n.alpha for n in lora.lora if n.alpha is not None]
         lines += [f"rank: {several(n.rank for n in lora.lora)}; alpha: {several(alphas)}", "",

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from .assets import fetch, find_asset
-from .files import (CourseError, Progress, UsageError, no_progress, read_json,
+from .files import (CourseError, Progress, UsageError, boundary, no_progress, read_json,
                             write_json)
 from .media_workloads import CONFIGS
 from .toy_sd import judge, judged, pipeline, prompt, tokenizer
@@ -36,11 +36,11 @@ def open_pipeline(name:str,   # toy-sd, stable-diffusion-1.5, the hub's name or 
     if name == "toy-sd": return pipeline()
     source = fetch(name) if find_asset(name) else name
     half = dict(variant="fp16") if any(Path(source).glob("unet/*.fp16.safetensors")) else {}
-    try: pipe = StableDiffusionPipeline.from_pretrained(
-        source, dtype=torch.bfloat16, safety_checker=None, feature_extractor=None,
-        requires_safety_checker=False, **half)
-    except (OSError, ValueError) as e: raise CourseError(
-        f"{name} cannot be opened as a Stable Diffusion: {str(e).splitlines()[0]}") from e
+    with boundary(f"{name} cannot be opened as a Stable Diffusion", "Give another model."):
+        pipe = StableDiffusionPipeline.from_pretrained(
+            source, dtype=torch.bfloat16, safety_checker=None, feature_extractor=None,
+            requires_safety_checker=False, **half)
+        if pipe.unet.config.addition_embed_type: raise ValueError("it is an SDXL")
     pipe.set_progress_bar_config(disable=True)
     return pipe.to("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -111,7 +111,7 @@ class LoraSettings:
 
     def __post_init__(self):
         counts = ("lora_r", "lora_alpha", "max_steps", "batch_size", "learning_rate", "save_steps")
-        wrong = [f"{n} is above 0" for n in counts if not getattr(self, n) > 0]
+        wrong = [f"{n} is above 0" for n in counts if not 0 < getattr(self, n) < math.inf]
         if self.keep not in KEEPS: wrong += [f"keep is one of {', '.join(KEEPS)}"]
         if self.optim not in OPTIMS: wrong += [f"optim is one of {', '.join(OPTIMS)}"]
         if wrong: raise UsageError("These settings cannot be: " + "; ".join(wrong) + ".")
@@ -253,9 +253,9 @@ def save_lora(pipe, path:str|Path, name:str="style") -> Path:
     path, about = Path(path), pipe.unet.peft_config[name].to_dict()
     layers = get_peft_model_state_dict(pipe.unet, adapter_name=name)
     pipe.save_lora_weights(
-        path.parent, convert_state_dict_to_diffusers(layers), weight_name=path.name,
+        path.parent, convert_state_dict_to_diffusers(layers), weight_name=f"new-{path.name}",
         unet_lora_adapter_metadata=about | dict(target_modules=sorted(about["target_modules"])))
-    return path
+    return path.with_name(f"new-{path.name}").replace(path)
 
 # %% ../nbs/week4/03_sd_lora.ipynb #5d100017
 #| code-fold: true

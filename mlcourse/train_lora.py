@@ -12,8 +12,8 @@ from typing import Annotated
 import torch, typer
 from PIL import Image, ImageOps
 from .course import command
-from .files import (CourseError, Progress, UsageError, duration, locked, no_progress,
-                            progress_bar, read_json, write_atomic, write_json)
+from .files import (CourseError, Progress, UsageError, boundary, duration, locked,
+                            no_progress, progress_bar, read_json, write_atomic, write_json)
 from .label_checks import near_duplicates
 from .lora_file import read_lora, write_lora
 from .pictures import FORMATS, read_pictures
@@ -22,11 +22,18 @@ from .sdlora import (Encoded, LoraSettings, draw, encode, encode_texts, open_pip
 from .vram import Plan, Prediction, predict
 
 # %% auto #0
-__all__ = ['FEWEST', 'ENOUGH', 'PictureFolder', 'read_folder', 'write_captions', 'check_fit', 'file_name', 'class_pictures',
-           'train_folder', 'picture_with', 'main']
+__all__ = ['FEWEST', 'ENOUGH', 'trigger_word', 'PictureFolder', 'read_folder', 'write_captions', 'check_fit', 'file_name',
+           'class_pictures', 'train_folder', 'picture_with', 'main']
 
 # %% ../nbs/week4/03_sd_lora_more.ipynb #6a1e0008
 FEWEST, ENOUGH = 5, 20   # pictures: refused below the first, advised from the second on
+
+def trigger_word(trigger:str) -> re.Pattern:
+    "Finds a trigger as a word, as CLIP reads it: `art` is not in `part`; Chinese has no spaces."
+    letter = "[A-Za-z0-9\u00c0-\u052f]"   # Latin, Greek, Cyrillic
+    before, after = (f"(?{look}{letter})" * bool(re.match(letter, c))
+                     for look, c in (("<!", trigger[:1]), ("!", trigger[-1:])))
+    return re.compile(before + re.escape(trigger) + after, re.IGNORECASE)
 
 @dataclass
 class PictureFolder:
@@ -61,16 +68,19 @@ def read_folder(folder:str|Path,
     notes = [f"{name}: left out, {why}" for name, why in left_out.items()
              if not name.endswith(beside)]
     files, pictures, captions = [root/p.source for p in found], [], []
+    there = trigger_word(trigger)
     for file, p in zip(files, found):
+        if not file.exists(): raise CourseError(
+            f"The name of {file} is not in UTF-8. Give the picture another name.")
         notes += [f"{p.source}: {note}" for note in _notes_of(file, size)]
         pictures.append(ImageOps.fit(Image.fromarray(p.pixels), (size, size)))
         text = file.with_suffix(".txt")
-        try: said = text.read_text("utf-8-sig").strip() if text.is_file() else what
-        except UnicodeDecodeError as e: raise CourseError(
-            f"The caption {text} is not in UTF-8. Save it again in UTF-8.") from e
-        if trigger not in said and text.is_file():
+        said = text.read_bytes().decode("utf-8-sig", "replace") if text.is_file() else what
+        if {"\0", "\ufffd"} & {*said}: raise CourseError(
+            f"The caption {text} is not in UTF-8. Save it again in UTF-8.")
+        if not there.search(said) and text.is_file():
             notes.append(f"{text.name}: without {trigger}, which is put in front in training")
-        captions.append(said if trigger in said else f"{trigger} {said}".strip())
+        captions.append((said if there.search(said) else f"{trigger} {said}").strip())
     for i, j in near_duplicates([imagehash.phash(p, hash_size=12).hash.ravel() for p in pictures]):
         notes.append(f"{found[j].source}: almost the same as {found[i].source}; it counts twice")
     if len(files) < FEWEST: raise CourseError("\n".join([*notes,
@@ -131,23 +141,30 @@ def train_folder(pipe, folder:PictureFolder, settings:LoraSettings,
                  progress:Progress=no_progress, **how,   # how class pictures are drawn
                 ) -> tuple[Path, Path]:    # for diffusers; for Kohya's tools and ComfyUI
     "Train a LoRA on a folder, and write it for every reader. Raises `CourseError`."
-    out, key = Path(output_dir).expanduser(), hashlib.sha256(repr((what, class_count)).encode())
-    for picture in folder.pictures: key.update(picture.tobytes())
-    before, _ = read_json(out/"pictures.json")
-    if before and before["key"] != key.hexdigest(): raise CourseError(
-        f"The run in {out} has other pictures. Give an empty folder: --output-dir.")
-    write_json(out/"pictures.json", dict(key=key.hexdigest(), files=[f.name for f in folder.files]))
+    out, name = Path(output_dir).expanduser(), file_name(folder.trigger)
+    file, other = out/f"{name}.safetensors", out/f"{name}.kohya.safetensors"
+    some = [p.flatten()[:4].tolist() for n, p in pipe.unet.named_parameters() if "lora_" not in n]
+    now = dict(pictures=[p.tobytes() for p in folder.pictures], model=some,
+               **{"class pictures": (what, class_count)} if settings.keep == "prior" else {})
+    now = {k: hashlib.sha256(repr(v).encode()).hexdigest() for k, v in now.items()}
+    before, _ = read_json(out/"inputs.json")
+    changed = [k for k in now | (before or {}) if before and before.get(k) != now.get(k)]
+    if changed: raise CourseError(
+        f"The run in {out} began with other inputs ({', '.join(changed)}). Go on with the same "
+        "ones, or give an empty folder: --output-dir.")
+    if not before and (file.exists() or other.exists()): raise CourseError(
+        f"{out} holds a {name} from elsewhere. Give an empty folder: --output-dir.")
+    write_json(out/"inputs.json", now)
     own, kept = encode(pipe, folder.pictures, folder.captions), None
     if settings.keep == "output":
-        plain = [c.replace(folder.trigger, "").strip(" ,") or what for c in folder.captions]
+        there = trigger_word(folder.trigger)
+        plain = [there.sub("", c).strip(" ,") or what for c in folder.captions]
         kept = Encoded(own.latents, encode_texts(pipe, plain), tuple(plain))
     elif settings.keep == "prior":
         drawn = class_pictures(pipe, out/"class", what, class_count, progress, **how)
         kept = encode(pipe, [p.resize(folder.pictures[0].size) for p in drawn], [what] * len(drawn))
     train_lora(pipe, own, out/"run", settings, kept, progress=progress)
-    name = file_name(folder.trigger)
-    file, other = save_lora(pipe, out/f"{name}.safetensors"), out/f"{name}.kohya.safetensors"
-    lora = read_lora(file)
+    lora = read_lora(save_lora(pipe, file))
     lora.metadata |= {"modelspec.trigger_phrase": folder.trigger}
     other.unlink(missing_ok=True)
     return file, write_lora(lora, "kohya", other)
@@ -167,11 +184,14 @@ def picture_with(pipe, prompt:str,
 def _kind(model:str, size:int) -> tuple[bool, int]:   # as large as SD 1.5?; pixels of a side
     "What is known of a model before it is opened."
     large = model != "toy-sd"
-    try: unet, vae = (json.loads((Path(model)/part/"config.json").read_text("utf-8"))
-                      for part in ("unet", "vae"))
-    except (OSError, ValueError): return large, size or (512 if large else 32)
-    pixels = unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
-    return sum(unet["block_out_channels"]) >= 3000, size or pixels
+    if not Path(model or "?").is_dir(): return large, size or (512 if large else 32)
+    with boundary(f"{model} is no folder of a Stable Diffusion as diffusers saves it",
+                  "Give such a folder, or --model toy-sd."):
+        unet, vae = (json.loads((Path(model)/part/"config.json").read_text("utf-8"))
+                     for part in ("unet", "vae"))
+        if unet.get("addition_embed_type"): raise ValueError("it is an SDXL")
+        pixels = unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
+        return sum(unet["block_out_channels"]) > 1000, size or pixels
 
 @command("train-lora")
 def main(images:Annotated[str, typer.Option()],    # a folder of pictures
@@ -196,9 +216,16 @@ def main(images:Annotated[str, typer.Option()],    # a folder of pictures
         ) -> int:
     "Train a LoRA on your own pictures, from the folder to the file; run again, it goes on."
     card, trigger = torch.cuda.is_available(), trigger.strip()
-    if not trigger: raise UsageError("--trigger is a word, such as zwx.")
+    if not (0 < len(trigger) <= 60 and trigger.replace("\u200d", "").isprintable()):
+        raise UsageError("--trigger is a word such as zwx, on one line, of at most 60 characters.")
+    if trigger_word(trigger).search(what): raise UsageError(
+        f"--what holds {trigger}. It says what pictures without your style show.")
+    if size < 0 or size % 8 or vram < 0 or class_count < 1 or not 0 <= seed < 2**32:
+        raise UsageError("--size is a multiple of 8 pixels, --vram not below 0, --class-count "
+                         "above 0, --seed from 0 to 2**32.")
     out = Path(output_dir or f"lora-{file_name(trigger)}").expanduser().resolve()
-    if out.is_relative_to(Path(images).expanduser().resolve()): raise UsageError(
+    here = Path(images).expanduser().resolve()
+    if out.is_relative_to(here) or here.is_relative_to(out/"class"): raise UsageError(
         f"{out} lies among the pictures. Give another folder: --output-dir.")
     s = LoraSettings(lora_r, lora_alpha, max_steps, batch_size, learning_rate, keep, 1., 5.,
                      gradient_checkpointing, optim or ("adamw_8bit" if card else "adamw_torch"),
@@ -206,9 +233,8 @@ def main(images:Annotated[str, typer.Option()],    # a folder of pictures
     large, size = _kind(model, size)
     with progress_bar("reading", "pictures") as progress:
         folder = read_folder(images, trigger, size, what, progress)
-    print(*folder.notes, sep="\n")
-    print(f"{len(folder.files)} pictures at {size} pixels, {max_steps} steps, rank {lora_r}, "
-          f"alpha {lora_alpha:g}, {s.optim}; into {out}")
+    print(*folder.notes, f"{len(folder.files)} pictures at {size} pixels, {max_steps} steps, "
+          f"rank {lora_r}, alpha {lora_alpha:g}, {s.optim}; into {out}", sep="\n")
     if large:
         own = round(torch.cuda.get_device_properties(0).total_memory / 2**30) if card else 12
         print(f"SD 1.5 at 512 pixels: {check_fit(s, vram or own).verdict}")

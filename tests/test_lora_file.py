@@ -1,14 +1,16 @@
 """LoRA files: diffusers and PEFT read what was converted; what is none gets a sentence."""
-import json, os
+import json, os, re
 from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save, save_file
 
+from mlcourse import lora_file as module
 from mlcourse.files import CourseError, UsageError
-from mlcourse.lora_file import (MODELS, convert_lora, model_layers, passport, read_lora, spell,
-                                taken_alphas, update_norms, warnings_of, write_lora)
+from mlcourse.lora_file import (MODELS, convert_lora, fits, header_lines, model_layers, passport,
+                                read_lora, spell, taken_alphas, update_norms, warnings_of,
+                                write_lora)
 
 UNET = ["attn1.to_q", "attn2.to_k", "attn1.to_out.0", "ff.net.0.proj", "resnets.0.conv1", "proj_in"]
 TEXT = ["q_proj", "out_proj", "fc1"]
@@ -268,6 +270,7 @@ def damaged(name):
     if name == "alpha": return {**GOOD, f"{KEY}.alpha": torch.tensor(float("nan"))}
     if name == "alphas": return {**GOOD, f"{KEY}.alpha": torch.ones(2)}
     if name == "zero": return {**GOOD, f"{KEY}.lora_up.weight": torch.zeros(320, 2, 1, 1)}
+    if name == "whole": return {k: v.to(torch.int8) for k, v in GOOD.items()}
     if name == "other": return {"a.weight": torch.ones(1)}
 
 
@@ -276,9 +279,11 @@ def damaged(name):
     (b"\x80\x04\x95abc", "a pickle", 1), (b"PK\x03\x04" + bytes(90), "a pickle", 1),
     (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS", 1), (b"<html>", "a web page", 1),
     (b"\xff" * 64, "no safetensors file", 1), (save(damaged("nan")), "numbers that are none", 1),
-    (save(damaged("ranks")), "do not fit", 1), (save(damaged("half")), "one matrix", 1),
+    (save(damaged("ranks")), "do not fit", 1), (save(damaged("half")), "lacks one matrix", 1),
     (save(damaged("other")), "holds no LoRA", 1), (save(damaged("zero")), "never trained", 1),
     (save(GOOD, {"lora_adapter_metadata": "[1]"}), "no JSON object", 1),
+    (save(damaged("whole")), "no real numbers", 1), (save(GOOD)+ b"more", "damaged", 1),
+    (save({"a\x1b[2J.alpha": torch.ones(1)}), "damaged", 1),
     (save(damaged("alpha")), "numbers that are none", 1), (save(damaged("alphas")), "2 numbers", 1),
     (save(GOOD), "SD 1.5", 0),
     (None, "There is no LoRA file", 1)])
@@ -316,6 +321,100 @@ def test_a_configuration_that_makes_no_sense(tmp_path, config):
     save_file(file, tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(CourseError, match="configuration"): read_lora(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"unet.lora_alpha": 1e999}', "5", "",
+    '{"unet.lora_alpha": NaN}', '{"unet.lora_alpha": 1%s}' % ("0" * 400)])
+def test_a_header_that_makes_no_sense(tmp_path, text):
+    file = {f"unet.conv_in.lora_{x}.weight": torch.ones(s) for x, s in
+            (("A", (2, 4, 3, 3)), ("B", (320, 2, 1, 1)))}
+    save_file(file, tmp_path / "a.safetensors", {"lora_adapter_metadata": text})
+    with pytest.raises(CourseError, match="configuration"): read_lora(tmp_path / "a.safetensors")
+    for tags in (text, '{"a": [1]}', '{"a": {"b": "c"}}'):
+        assert not any("b (" in line for line in header_lines({"ss_tag_frequency": tags}))
+
+
+ATTN = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+
+
+@pytest.mark.parametrize("key, shape, name", [
+    ("diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q", (320, 320),
+     f"unet.{ATTN}"),
+    (f"lycoris_{ATTN}".replace(".", "_"), (320, 320), f"unet.{ATTN}"),
+    ("text_encoders.clip_l.transformer.text_model.encoder.layers.0.mlp.fc1", (3072, 768),
+     "text_encoder.text_model.encoder.layers.0.mlp.fc1"),
+    ("text_encoders.clip_g.transformer.text_projection", (1280, 1280),
+     "text_encoder_2.text_projection")])
+def test_what_comfyui_and_lycoris_write(tmp_path, key, shape, name):
+    file = {f"{key}.lora_down.weight": torch.ones(2, shape[1]), f"{key}.alpha": torch.tensor([1.]),
+            f"{key}.lora_up.weight": torch.ones(shape[0], 2)}
+    save_file(file, tmp_path / "a.safetensors")
+    lora = read_lora(tmp_path / "a.safetensors")
+    assert [n.name for n in lora.layers] == [name] and fits(lora)
+    assert taken_alphas(lora, "ComfyUI") == [1]
+
+
+def test_both_text_encoders_of_sdxl_come_back_from_peft(tmp_path):
+    file = {}
+    for n in [n for n in model_layers("SDXL") if re.search(r"encoder.*(\.(3|31)\..*fc1|ction)", n)]:
+        out, inside = model_layers("SDXL")[n]
+        key = spell(n, "kohya", True)
+        file |= {f"{key}.lora_down.weight": torch.randn(3, inside),
+                 f"{key}.lora_up.weight": torch.randn(out, 3), f"{key}.alpha": torch.tensor(1.)}
+    assert len(file) == 12
+    save_file(file, tmp_path / "a.safetensors")
+    middle = write_lora(read_lora(tmp_path / "a.safetensors"), "peft")
+    back = load_file(write_lora(read_lora(middle), "kohya", tmp_path / "b.safetensors"))
+    assert back.keys() == file.keys() and all(torch.equal(back[k], v) for k, v in file.items())
+    config = middle / "text_encoder_2" / "adapter_config.json"      # alpha needs 64 bits now
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_rslora": True}), "utf-8")
+    root = read_lora(middle)
+    again = read_lora(write_lora(root, "kohya", tmp_path / "c.safetensors"))
+    assert [n.alpha for n in again.layers] == [n.alpha for n in root.layers]
+    assert 3 ** .5 in [n.alpha for n in root.layers]
+
+
+def test_a_folder_of_several_files(tmp_path, capsys):
+    from mlcourse.cli import main
+    run = tmp_path / "run 1.5"
+    for place in (run, run / "checkpoint-1", run / "checkpoint-2"):
+        place.mkdir()
+        save_file({f"base_model.model.{ATTN}.lora_{x}.weight": torch.ones(s) for x, s in
+                   (("A", (2, 320)), ("B", (320, 2)))}, place / "adapter_model.safetensors")
+        (place / "adapter_config.json").write_text('\ufeff{"r": 2, "lora_alpha": 1}', "utf-8")
+    assert len(read_lora(run).layers) == 1                      # and none of the checkpoints
+    assert main(["lora-passport", str(run), "--to", "kohya"]) == 0
+    assert (tmp_path / "run 1.5.kohya.safetensors").is_file()
+    (run / "adapter_model.safetensors").unlink()
+    with pytest.raises(CourseError, match="several LoRAs: give one, such as .*checkpoint-1"):
+        read_lora(run)
+    save_file(GOOD, run / "pytorch_lora_weights.safetensors")   # as diffusers saves
+    assert len(read_lora(run).layers) == 1
+    old = tmp_path / "old"
+    old.mkdir()
+    with pytest.raises(CourseError, match="no LoRA file in the folder"): read_lora(old)
+    (old / "adapter_model.bin").write_bytes(b"PK\3\4" + bytes(90))
+    with pytest.raises(CourseError, match="a pickle"): read_lora(old)
+
+
+def test_a_folder_for_peft_is_whole_or_not_there(tmp_path, monkeypatch):
+    save_file(GOOD, tmp_path / "a.safetensors")
+    def full(path, value): raise OSError(28, "No space left on device")
+    monkeypatch.setattr(module, "write_json", full)
+    with pytest.raises(OSError): write_lora(read_lora(tmp_path / "a.safetensors"), "peft")
+    assert [f.name for f in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_adalora_and_unknown_names(tmp_path):
+    key = "base_model.model.model.layers.0.q_proj"
+    save_file({f"{key}.lora_A": torch.ones(2, 8), f"{key}.lora_B": torch.ones(8, 2),
+               f"{key}.lora_E": torch.ones(2, 1)}, tmp_path / "a.safetensors")
+    assert [n.kind for n in read_lora(tmp_path / "a.safetensors").layers] == ["AdaLoRA"]
+    flux = {f"lora_unet_double_blocks_{i}_img_attn_qkv.lora_{x}.weight": torch.ones(s)
+            for i in range(3) for x, s in (("down", (2, 8)), ("up", (8, 2)))}
+    save_file(flux, tmp_path / "b.safetensors")
+    assert passport(read_lora(tmp_path / "b.safetensors"))[2:4] == [
+        "layers: lora_unet 3", "modules: img_attn_qkv 3"]
 
 
 def test_one_layer_in_two_spellings_is_not_converted(tmp_path):

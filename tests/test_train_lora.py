@@ -1,5 +1,5 @@
 """A LoRA of one's own pictures: the folder, captions, what is refused, killed and gone on with."""
-import os, signal, struct, subprocess, sys, time, zlib
+import os, shutil, signal, struct, subprocess, sys, time, zlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +15,7 @@ from mlcourse.files import CourseError
 from mlcourse.lora_file import read_lora
 from mlcourse.sdlora import LoraSettings, open_pipeline
 from mlcourse.train_lora import (check_fit, class_pictures, picture_with, file_name, read_folder,
-                                 train_folder, write_captions)
+                                 train_folder, trigger_word, write_captions)
 
 
 def picture(seed, size=(40, 40), mode="RGB"):
@@ -122,8 +122,22 @@ def test_captions_are_read_written_and_never_overwritten(folder):
     assert write_captions(again)[0] == "0" and again.captions[3] == "水墨 mine"
 
 
-def test_a_caption_that_is_not_utf8_is_named(folder):
-    (folder / "图 0.txt").write_bytes("水墨画".encode("gbk"))
+@pytest.mark.parametrize("text, trigger, there", [
+    ("a part of it", "art", False), ("Art, a cat", "art", True), ("art", "art", True),
+    ("artful", "art", False), ("my_art 2", "art", True), ("été", "t", False),
+    ("黑水墨画", "水墨", True), ("水墨zwx画", "zwx", True), ("a (zwx:1.3) b", "(zwx:1.3)", True),
+    ("zwx2", "zwx", False), ("a\nzwx", "zwx", True), ("", "zwx", False)])
+def test_a_trigger_is_a_word(folder, text, trigger, there):
+    (folder / "图 0.txt").write_text(text, encoding="utf-8")
+    found = read_folder(folder, trigger, 32)
+    assert bool(trigger_word(trigger).search(text)) == there
+    assert found.captions[0] == (text if there else f"{trigger} {text}".strip())
+    assert any("图 0.txt" in n for n in found.notes) != there
+
+
+@pytest.mark.parametrize("code", ["gbk", "utf-16", "utf-16-le", "utf-16-be"])
+def test_a_caption_that_is_not_utf8_is_named(folder, code):
+    (folder / "图 0.txt").write_bytes("水墨画 art".encode(code))
     with pytest.raises(CourseError, match="图 0.txt is not in UTF-8"):
         read_folder(folder, "水墨", 32)
 
@@ -158,8 +172,22 @@ def test_the_same_folder_and_another(folder, toy, tmp_path):
     again = train_folder(open_pipeline(toy), read_folder(folder, "zwx", 32), settings, out)[0]
     assert all(torch.equal(state[k], w) for k, w in load_file(again).items())
     picture(77).save(folder / "new.png")
-    with pytest.raises(CourseError, match="other pictures"):
+    with pytest.raises(CourseError, match="other inputs .pictures"):
         train_folder(open_pipeline(toy), read_folder(folder, "zwx", 32), settings, out)
+
+
+def test_another_model_and_files_from_elsewhere_are_refused(folder, toy, tmp_path):
+    settings, found = LoraSettings(**LITTLE), read_folder(folder, "zwx", 32)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "zwx.safetensors").write_bytes(b"mine")
+    with pytest.raises(CourseError, match="a zwx from elsewhere"):
+        train_folder(open_pipeline(toy), found, settings, out)
+    assert [f.read_bytes() for f in out.iterdir()] == [b"mine"]
+    (out / "zwx.safetensors").unlink()
+    train_folder(open_pipeline(toy), found, settings, out)
+    with pytest.raises(CourseError, match="other inputs .model"):
+        train_folder(open_pipeline("toy-sd"), found, settings, out)
 
 
 def test_class_pictures_are_drawn_once(toy, tmp_path):
@@ -190,10 +218,29 @@ def ask(folder, *more):
 
 @pytest.mark.parametrize("more, says", [
     (["--trigger", " "], "--trigger is a word"), (["--trigger", "zwx", "--lora-r", 0], "lora_r"),
-    (["--trigger", "zwx", "--keep", "all"], "keep is one of"), ([], "--trigger")])
+    (["--trigger", "zwx", "--keep", "all"], "keep is one of"), ([], "--trigger"),
+    (["--trigger", "x" * 61], "at most 60"), (["--trigger", "a\nb"], "on one line"),
+    (["--trigger", "zwx", "--what", "a zwx cat"], "--what holds zwx"),
+    (["--trigger", "zwx", "--size", 33], "multiple of 8"), (["--trigger", "zwx", "--lora-alpha",
+     "inf"], "lora_alpha"), (["--trigger", "zwx", "--seed", 10**20], "--seed from 0"),
+    (["--trigger", "zwx", "--class-count", 0], "--class-count above 0")])
 def test_bad_usage(folder, toy, capsys, more, says):
     assert ask(folder, "--model", toy, *more) == 2
     assert says in capsys.readouterr().err and not [*folder.glob("*.txt")]
+
+
+@pytest.mark.parametrize("change, says", [
+    (lambda p: (p / "unet" / "config.json").unlink(), "no folder of a Stable Diffusion"),
+    (lambda p: (p / "unet" / "config.json").write_text("[]"), "no folder of a Stable Diffusion"),
+    (lambda p: (p / "unet" / "config.json").write_text('{"addition_embed_type": "text_time"}'),
+     "it is an SDXL"),
+    (lambda p: (p / "model_index.json").unlink(), "cannot be opened as a Stable Diffusion"),
+    (lambda p: next(p.glob("unet/*.safetensors")).write_bytes(b"cut"), "cannot be opened")])
+def test_what_is_no_stable_diffusion(folder, toy, tmp_path, capsys, change, says):
+    change(Path(shutil.copytree(toy, tmp_path / "model")))
+    assert ask(folder, "--trigger", "zwx", "--model", tmp_path / "model", "--output-dir",
+               tmp_path / "out") == 1
+    assert says in capsys.readouterr().err
 
 
 def test_output_among_the_pictures(folder, toy, capsys):
