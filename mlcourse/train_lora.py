@@ -17,7 +17,7 @@ from .files import (CourseError, Progress, UsageError, boundary, duration, locke
 from .label_checks import near_duplicates
 from .lora_file import read_lora, write_lora
 from .pictures import FORMATS, read_pictures
-from .sdlora import (Encoded, LoraSettings, draw, encode, encode_texts, open_pipeline,
+from .sdlora import (Encoded, LoraSettings, encode, encode_texts, open_pipeline, sample,
                              save_lora, train_lora)
 from .vram import Plan, Prediction, predict
 
@@ -128,7 +128,7 @@ def class_pictures(pipe, folder:Path, what:str, count:int, progress:Progress=no_
     folder.mkdir(parents=True, exist_ok=True)
     for i, file in enumerate(files):
         if file.is_file(): continue
-        drawn = _picture(draw(pipe, [what], 1000 + i, **how)[0])
+        drawn = _picture(sample(pipe, [what], 1000 + i, **how)[0])
         drawn.save(part := file.with_suffix(".part"), "PNG")
         part.replace(file)
         progress(i + 1, count, "class pictures")
@@ -177,7 +177,7 @@ def picture_with(pipe, prompt:str,
     pipe.load_lora_weights(str(lora), adapter_name="page")
     try:
         pipe.set_adapters("page", strength)
-        return _picture(draw(pipe, [prompt], seed, **how)[0])
+        return _picture(sample(pipe, [prompt], seed, **how)[0])
     finally: pipe.delete_adapters("page")
 
 # %% ../nbs/week4/03_sd_lora_more.ipynb #6a1e001a
