@@ -20,7 +20,7 @@ def chat_text(tok,                    # a tokenizer
               **options,              # of `apply_chat_template`
              ):                       # text, or the dictionary
     "A conversation as the model's own template writes it. Raises `TemplateFault`."
-    name = tok.name_or_path or "this model"
+    name = getattr(tok, "name_or_path", "") or "this model"
     what, step = f"The chat template of {name} cannot write this conversation", (
         "Leave out what it does not take, or use another model.")
     if not tok.chat_template: what, step = f"{name} has no chat template", (
