@@ -23,7 +23,7 @@ def chat_text(tok,                    # a tokenizer
     name = getattr(tok, "name_or_path", "") or "this model"
     what, step = f"The chat template of {name} cannot write this conversation", (
         "Leave out what it does not take, or use another model.")
-    if not tok.chat_template: what, step = f"{name} has no chat template", (
+    if not getattr(tok, "chat_template", True): what, step = f"{name} has no chat template", (
         "It is a base model: take the one that was tuned to chat (…-Instruct, …-chat or …-it).")
     with boundary(what, step, TemplateFault):
         return tok.apply_chat_template(messages, tokenize=tokenize, **options)
