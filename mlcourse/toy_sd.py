@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from .assets import fetch
 from .captions import CAPTIONS, _a
-from .files import CourseError, Progress, no_progress, write_atomic
+from .files import Progress, boundary, no_progress, write_atomic
 from .worlds import BASE_SHAPES, CENTRED, PAINTS, STYLES, Picture, shapes, split_pairs
 
 # %% auto #0
@@ -86,12 +86,10 @@ def new_models() -> nn.ModuleDict:   # unet, vae and text_encoder, with random w
 # %% ../nbs/tools/29_toy_sd.ipynb #70590031
 def _read(models:nn.Module, path:Path) -> dict[str, str]:   # the file's metadata
     from safetensors import safe_open
-    try:
-        with safe_open(path, "pt") as f:
-            models.load_state_dict({k: f.get_tensor(k).float() for k in f.keys()})
-            return f.metadata() or {}
-    except Exception as e:   # whatever the reader of a strange file meets
-        raise CourseError(f"{path} does not hold these weights ({e}).") from e
+    with (boundary(f"{path} does not hold these weights", "Fetch the file again."),
+          safe_open(path, "pt") as f):
+        models.load_state_dict({k: f.get_tensor(k).float() for k in f.keys()})
+        return f.metadata() or {}
 
 def _written(models:nn.Module, path:Path, about:dict|None=None) -> Path:   # `path`
     from safetensors.torch import save
