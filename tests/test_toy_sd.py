@@ -6,7 +6,7 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from mlcourse.assets import fetch
 from mlcourse.files import CourseError
 from mlcourse.toy_sd import (COLOURS, SEEN, UNSEEN, drawn_right, generate, judge, judged, pipeline,
-                             prompt, tokenizer)
+                             pretrain, prompt, tokenizer)
 from mlcourse.worlds import BASE_SHAPES
 
 
@@ -67,3 +67,14 @@ def test_damaged_file(opener, name, tmp_path):
         with pytest.raises(CourseError, match="坏.safetensors does not hold these weights"):
             opener(path)
     with pytest.raises(CourseError): opener(tmp_path / "none.safetensors")
+
+
+@pytest.mark.slow
+def test_recipe_goes_on_where_it_was_killed(tmp_path):
+    few = dict(n_pictures=16, vae_steps=2, steps=2, n_captions=2)
+    first, scores = pretrain(tmp_path, **few)
+    whole = first.read_bytes()
+    first.unlink()
+    (tmp_path / "unet.pt").unlink()   # as if it had been killed after the autoencoder
+    again, _ = pretrain(tmp_path, **few)
+    assert again.read_bytes() == whole and {*scores} == {"seen", "unseen"}
