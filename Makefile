@@ -2,7 +2,8 @@
 # Safe to interrupt and to repeat: what is finished is not done again, what was cut short is.
 
 TIER ?= tiny
-JOBS ?= 1
+# Notebooks at a time: two on tiny, where processors compute; one where there is a card.
+JOBS ?= $(if $(filter tiny,$(TIER)),2,1)
 RESUME ?=
 LAB_ARGS ?=
 UV_MIN := 0.8.0
@@ -33,7 +34,7 @@ unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
 .PHONY: help setup gpu hooks browser course course-once docs lab test test-fast test-slow rehearse tidy clean
 
 help:  ## This list
-	@echo "Usage: make TARGET [TIER=tiny|12gb|16gb] [JOBS=1] [RESUME=1]"
+	@echo "Usage: make TARGET [TIER=tiny|12gb|16gb] [JOBS=2] [RESUME=1]"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP) hooks  ## Install everything into .venv: once, 7 GB on disk, as PyTorch brings CUDA along

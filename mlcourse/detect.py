@@ -128,7 +128,9 @@ def _pixels(pictures, imgsz:int):   # (pictures, 3, imgsz, imgsz) from 0 to 1
 
 def fit_detr(model, pictures:Sequence[Picture],   # square ones
              names:Sequence[str], epochs:int, learning_rate:float=1.5e-3, batch_size:int=16,
-             imgsz:int=96, seed:int=0, progress:Progress=no_progress):   # the model
+             imgsz:int=96, seed:int=0, progress:Progress=no_progress,
+             warmup:float=.1,             # the share of the steps in which the rate rises
+            ):                            # the model
     "Train by AdamW with one cycle of the rate, on pictures that are mirrored and turned."
     import torch
     device = next(model.parameters()).device
@@ -141,7 +143,7 @@ def fit_detr(model, pictures:Sequence[Picture],   # square ones
     steps = epochs * math.ceil(len(x) / batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=1e-4,
                                   fused=True)
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps, pct_start=.1)
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps, pct_start=warmup)
     model.train()
     for epoch in range(epochs):
         for places in torch.randperm(len(x)).split(batch_size):

@@ -215,7 +215,7 @@ def find_objects(yolo,                             # an `ultralytics.YOLO`
 # %% ../nbs/tools/23_yolo.ipynb #7d2684fd
 def pretrain_yolo(folder:Path,         # checkpoints
                   progress:Progress=no_progress,
-                  n_pictures:int=2500, epochs:int=20,
+                  n_pictures:int=2500, epochs:int=16,
                  ) -> tuple[Path, dict[str, float]]:   # safetensors; scores on 200 other pictures
     "The recipe of the stand-in: YOLOv8n from nothing on five kinds, one thread, seed 0."
     import torch
