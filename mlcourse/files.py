@@ -12,9 +12,9 @@ from pathlib import Path
 
 # %% auto #0
 __all__ = ['FULL', 'FULL_SAID', 'Progress', 'CourseError', 'UsageError', 'DiskError', 'causes', 'reason', 'is_disk_full',
-           'next_step', 'boundary', 'explain', 'write_atomic', 'write_json', 'as_utf8', 'read_json', 'files_in',
-           'size_of', 'digest', 'cache_dir', 'state_dir', 'locked', 'derived', 'no_progress', 'progress_bar',
-           'duration', 'markdown_table', 'console']
+           'next_step', 'is_fault', 'boundary', 'explain', 'write_atomic', 'write_json', 'as_utf8', 'read_json',
+           'files_in', 'size_of', 'digest', 'cache_dir', 'state_dir', 'locked', 'derived', 'no_progress',
+           'progress_bar', 'duration', 'markdown_table', 'console']
 
 # %% ../nbs/lib/00_files.ipynb #c306a7af
 class CourseError(RuntimeError):
@@ -64,6 +64,10 @@ def next_step(e:BaseException) -> str:   # empty where only the caller knows
     name = f" (`pip install {lacks.name.partition('.')[0]}`)" if lacks.name else ""
     return f"Install the package that is missing{name}, or run `make setup` for all of them."
 
+def is_fault(e:BaseException) -> bool:
+    "Is it a fault, and no wish to stop? The panics of libraries in Rust are no `Exception`."
+    return isinstance(e, Exception) or type(e).__name__ == "PanicException"
+
 @contextmanager
 def boundary(what:str,         # what failed, to begin the sentence with: "x cannot be loaded"
              step:str,         # what to do about it
@@ -73,7 +77,8 @@ def boundary(what:str,         # what failed, to begin the sentence with: "x can
     "Whatever the block raises becomes `error`: what, why, and the next step."
     try: yield
     except CourseError: raise
-    except Exception as e:
+    except BaseException as e:
+        if not is_fault(e): raise
         new = knows(e) or f"{what} ({reason(e)}). {next_step(e) or step}"
         if isinstance(new, str): new = error(new)
         if isinstance(new, OSError): new.errno, new.strerror, new.filename = (

@@ -374,14 +374,16 @@ def command(train:Callable,                # takes `Flags` and a `Progress`
             argv:list[str]|None=None,      # the command line's words when None
            ) -> int:                       # exit code: 0 done, 1 failed, 2 bad usage, 130 stopped
     "The `train_qlora` command around a training function."
-    from mlcourse.files import explain
+    from mlcourse.files import explain, is_fault
     flags = parse_flags(argv)
     try: train(flags, print_progress)
     except KeyboardInterrupt:
         print("Stopped. The checkpoints are whole: the same command with --resume goes on.",
               file=sys.stderr)
         return 130
-    except Exception as e: return explain(e)
+    except BaseException as e:
+        if not is_fault(e): raise
+        return explain(e)
     return 0
 
 # %% ../nbs/tools/07_train.ipynb #6518f9d7

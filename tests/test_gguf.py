@@ -339,6 +339,64 @@ def test_weights_and_a_config_of_two_models(tmp_path):
     with said("not of one model"): export.export_gguf(folder, tmp_path/"x.gguf")
 
 
+def without(name): return lambda w: w.pop(name)
+def transposed(name): return lambda w: w.update({name: w[name].T.contiguous()})
+def stored_as(name, dtype): return lambda w: w.update({name: w[name].to(dtype)})
+
+
+UP, NORM = "model.layers.1.mlp.up_proj.weight", "model.norm.weight"
+
+
+@pytest.mark.parametrize("change, says", [
+    (without(UP), "not whole: 1 tensors.*up_proj"), (without(NORM), "model.norm.weight has"),
+    (without("lm_head.weight"), "lm_head"), (without("model.embed_tokens.weight"), "embed_tokens"),
+    (transposed(UP), "should have"), (lambda w: w.update({UP.replace("weight", "bias"): w[NORM]}),
+                                      "should have none"),
+    (stored_as(UP, torch.int8), "stored as I8"), (stored_as(UP, torch.float8_e4m3fn), "packed")])
+def test_every_tensor_of_the_model_is_there_and_no_other(tmp_path, change, says):
+    from safetensors.torch import load_file, save_file
+    folder = tiny_llama(tmp_path/"m")
+    weights = load_file(folder/"model.safetensors")
+    change(weights)
+    save_file(weights, folder/"model.safetensors", metadata=dict(format="pt"))
+    with said(says): export.export_gguf(folder, tmp_path/"x.gguf")
+
+
+@pytest.mark.parametrize("change", [dict(num_hidden_layers=3), dict(num_hidden_layers=1),
+                                    dict(num_key_value_heads=4), dict(intermediate_size=64),
+                                    dict(attention_bias=True), dict(vocab_size=300)])
+def test_a_config_of_another_model(tmp_path, change):
+    folder = tiny_llama(tmp_path/"m")
+    config = json.loads((folder/"config.json").read_text())
+    (folder/"config.json").write_text(json.dumps(config | change))
+    with said("not of one model"): export.export_gguf(folder, tmp_path/"x.gguf")
+
+
+@pytest.mark.parametrize("name", [
+    lambda name: name.replace(".model.model.", ".model.language_model."),   # another prefix
+    lambda name: name.replace("layers.1", "layers.7"),                      # a deeper model's
+    lambda name: None if "layers.1" in name else name])                     # half is lost
+def test_an_adapter_of_another_model_is_not_merged_in_part(tmp_path, name):
+    "peft leaves out what has no layer, with a warning or without."
+    from peft import LoraConfig, get_peft_model
+    from safetensors.torch import load_file, save_file
+    folder = tiny_llama(tmp_path/"m")
+    lora = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    get_peft_model(LlamaForCausalLM.from_pretrained(folder), lora).save_pretrained(tmp_path/"a")
+    file = tmp_path/"a"/"adapter_model.safetensors"
+    kept = {name(n): w for n, w in load_file(file).items() if name(n)}
+    save_file(kept, file, metadata=dict(format="pt"))
+    with said("does not fit this model"): ship.merge(folder, tmp_path/"a", tmp_path/"x")
+    assert not (tmp_path/"x").exists()
+
+
+def test_a_tokenizer_that_ends_nothing(tmp_path):
+    (tmp_path/"m.gguf").write_bytes(b"")
+    tok = byte_tokenizer()
+    tok.eos_token = None
+    with said("eos_token"): ship.modelfile(tmp_path/"m.gguf", tok)
+
+
 @pytest.mark.parametrize("what", ["cut", "pointer"])
 def test_weights_that_are_no_weights_get_a_sentence(tmp_path, what):
     folder = tiny_llama(tmp_path/"m")
