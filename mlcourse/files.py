@@ -12,7 +12,7 @@ from pathlib import Path
 
 # %% auto #0
 __all__ = ['FULL', 'FULL_SAID', 'Progress', 'CourseError', 'UsageError', 'DiskError', 'causes', 'reason', 'is_disk_full',
-           'next_step', 'is_fault', 'boundary', 'explain', 'write_atomic', 'write_json', 'as_utf8', 'read_json',
+           'next_step', 'is_fault', 'boundary', 'explain', 'write_atomic', 'keep', 'write_json', 'as_utf8', 'read_json',
            'files_in', 'size_of', 'digest', 'cache_dir', 'state_dir', 'locked', 'derived', 'no_progress',
            'progress_bar', 'duration', 'markdown_table', 'console']
 
@@ -127,6 +127,15 @@ def write_atomic(path:str|Path, data:str|bytes) -> Path:   # `path`; text is wri
         finally:
             with suppress(OSError): part.unlink(missing_ok=True)
     return path
+
+def keep(inputs:Iterable[str|Path],   # what is read; names of models on the hub count for nothing
+         out:str|Path,                # what is written; a folder there is replaced
+        ) -> None:
+    "Raise `UsageError` where `out` is one of the inputs, or holds one."
+    place = Path(out).resolve()
+    for given in map(Path, inputs):
+        if given.exists() and (given.resolve() == place or place in given.resolve().parents):
+            raise UsageError(f"{given} would be overwritten by {out}. Choose another place for it.")
 
 def write_json(path:str|Path, value) -> Path:   # `path`
     "Write `value` as JSON, whole or not at all. Raises `DiskError`."

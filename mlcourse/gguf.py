@@ -12,7 +12,7 @@ import torch
 import typer
 from .assets import load_pretrained
 from .course import command
-from .files import CourseError, boundary, progress_bar, size_of, write_atomic
+from .files import CourseError, boundary, keep, progress_bar, size_of, write_atomic
 from .gguf_file import (TYPES, GGUFError, bos, check_adapter, check_folder, export_gguf,
                                 known)
 from .llm import LLMError, OpenAIEngine, model_path
@@ -44,6 +44,7 @@ def merge(base:str|Path,       # folder of the model, in 16 or 32 bits, that the
     if tied and re.search("lm_head|embed", named):
         raise GGUFError(f"{adapter} changes the head or the embedding, and this model has one "
                         "matrix for both: merged, each would change the other.")
+    keep([base, adapter], out)
     need = sum(f.stat().st_size for f in base.glob("*.safetensors"))   # it is held as a whole
     _check_memory(need * (2 if dtype == "fp32" else 1))
     tmp = out.with_name(out.name + ".tmp")

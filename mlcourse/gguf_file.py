@@ -12,7 +12,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 from .assets import load_pretrained, reading_weights
-from .files import CourseError, Progress, boundary, is_disk_full, no_progress
+from .files import CourseError, Progress, boundary, is_disk_full, keep, no_progress
 
 # %% auto #0
 __all__ = ['ADVICE', 'ARCHITECTURES', 'Q', 'F', 'TYPES', 'TABLES', 'LLAMA3_SPLIT', 'SPLITS', 'BYTE', 'FLOATS', 'CHUNK',
@@ -402,6 +402,7 @@ def export_gguf(folder:str|Path,          # a model's folder, as `save_pretraine
     config, weights = load_pretrained(AutoConfig, folder, GGUFError), _open(folder)
     known("type", type, TYPES)
     plan = plan_tensors(config, _shapes(config, weights), type)
+    keep([folder, *_files(folder)[0]], out)
     header, align = _header(folder, config, plan, type, exact), gguf.GGUF_DEFAULT_ALIGNMENT
     padded = [t.nbytes + -t.nbytes % align for t in plan]
     ends = np.cumsum([len(header), *padded]).tolist()

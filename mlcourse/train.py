@@ -115,6 +115,8 @@ def check_flags(flags:Flags) -> Flags:
         from huggingface_hub import get_token
         need(flags.push_to_hub.count("/") == 1, "--push_to_hub wants OWNER/NAME.")
         need(get_token(), "--push_to_hub needs a token that may write: run `hf auth login` once.")
+    need(not (Path(flags.output_dir)/"config.json").is_file(),
+         f"--output_dir {flags.output_dir} holds a model. Choose another folder.")
     check_shares(flags)
     return flags
 

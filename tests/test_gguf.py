@@ -16,6 +16,7 @@ import torch
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mlcourse import gguf as ship, gguf_file as export
+from mlcourse.files import UsageError
 from mlcourse.hub import models, thin_model
 
 LLAMA3 = dict(rope_type="llama3", rope_theta=10000.0, factor=8.0, low_freq_factor=1.0,
@@ -197,6 +198,19 @@ def test_merge_and_its_refusals(model, tmp_path, monkeypatch):
     with said("0.0 GB are free, swap included"):
         ship.merge(model, tmp_path/"adapter", tmp_path/"x")
     assert not (tmp_path/"x").exists()
+
+
+def test_no_input_is_written_over(tmp_path):
+    folder = tiny_llama(tmp_path/"m")
+    shutil.copytree(folder, tmp_path/"a/adapter")
+    (tmp_path/"a/adapter/adapter_config.json").write_text("{}")
+    before = sorted(tmp_path.rglob("*"))
+    for out in (folder/"model.safetensors", folder, tmp_path):
+        with pytest.raises(UsageError, match="overwritten"): export.export_gguf(folder, out)
+    for out in (folder, tmp_path, tmp_path/"a", tmp_path/"a/adapter"):
+        with pytest.raises(UsageError, match="overwritten"):
+            ship.merge(folder, tmp_path/"a/adapter", out)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_modelfile_reads_back(tmp_path):
