@@ -95,13 +95,16 @@ def read_config(path:Path) -> dict:
     file = path/"config.json" if path.is_dir() else path
     if not file.is_file(): raise PlanError(f"{path} holds no config.json: it is no model folder.")
     with boundary(f"{file} is no readable JSON", "Fetch it again.", PlanError):
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(file.read_text(encoding="utf-8-sig"))
     if not isinstance(config, dict): raise PlanError(f"{file} holds no table of names and numbers.")
     kind = config.get("model_type")
     if not isinstance(kind, str): raise PlanError(f"{file} names no model_type, such as llama.")
     if isinstance(config.get("text_config"), dict): raise PlanError(
         f"{file} is of a model of more than text ({kind}), and the planner follows language models "
         "alone. To plan its language model, save what stands under text_config as a config.json.")
+    for name in ("rope_scaling", "rope_parameters", "quantization_config"):
+        if not isinstance(config.get(name) or {}, dict): raise PlanError(
+            f"{file}: {name} must be a table of names and values.")
     packing = config.get("quantization_config")
     config = _completed(config, file)
     if packing is not None: config["quantization_config"] = packing
@@ -125,11 +128,14 @@ def count(config:dict) -> int:   # parameters
 def _refuse_experts(config:dict, file:Path):
     many = max(n if type(n := config.get(k)) is int else 0 for k in EXPERTS)
     if many < 2: return
-    n = count({k: v for k, v in config.items() if k != "quantization_config"})
+    try: n = count({k: v for k, v in config.items() if k != "quantization_config"})
+    except Exception: size = "parameters must be in memory"   # each class has checks of its own
+    else: size = (f"{n / 1e9:.3g} billion parameters must be in memory, {n * 2 / 2**30:.3g} GiB in "
+                  "16 bits")
     raise PlanError(
-        f"{file} is a mixture of {many} experts. All of its {n / 1e9:.3g} billion parameters must "
-        f"be in memory, {n * 2 / 2**30:.3g} GiB in 16 bits, since bitsandbytes does not pack "
-        "experts. The planner does not follow such models; llama.cpp packs them (a GGUF file).")
+        f"{file} is a mixture of {many} experts. All of its {size}, since bitsandbytes does not "
+        "pack experts. The planner does not follow such models; llama.cpp packs them (a GGUF "
+        "file).")
 
 def _refuse_packed(config:dict, file:Path):
     packing = config.get("quantization_config")
