@@ -66,6 +66,15 @@ def test_questions_in_chinese_are_found_among_notes_in_english(script, tmp_path)
     assert ranks.count(0) / len(asked) >= .85, ranks                     # 0.97
 
 
+def test_notes_that_the_embedder_cannot_read_are_told_once(tmp_path):
+    for name in "ab": (tmp_path / f"{name}.md").write_text("灯塔高三十一米。", "utf-8")
+    (tmp_path / "c.md").write_text("The tower is 31 metres high.")
+    done = Store(tmp_path / "store", Blind()).update(tmp_path)
+    assert done.strange == 2 and "2 notes are in a script" in done.warning()
+    (tmp_path / "a.md").unlink(), (tmp_path / "b.md").unlink()
+    assert Store(tmp_path / "store", Blind()).update(tmp_path).warning() == ""
+
+
 def test_true_sentences_are_kept_and_false_ones_never(script):
     retriever, asked = script
     gate, answered = GATES[STANDINS["embedder"]], 0
