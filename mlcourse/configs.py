@@ -63,7 +63,7 @@ def _is_number(value) -> bool: return type(value) is int and 0 < value < 2**28
 
 def _rope(config:dict) -> dict:
     "How positions are stretched; `su` was the first name of `longrope`."
-    rope = config.get("rope_scaling") or {}
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}   # of late
     kind = rope.get("rope_type", rope.get("type"))
     return {**rope, "rope_type": "longrope" if kind == "su" else kind} if kind else rope
 
@@ -105,12 +105,15 @@ def read_config(path:Path) -> dict:
     for name in ("rope_scaling", "rope_parameters", "quantization_config"):
         if not isinstance(config.get(name) or {}, dict): raise PlanError(
             f"{file}: {name} must be a table of names and values.")
-    packing = config.get("quantization_config")
+    packing = config.get("quantization_config", config.get("compression_config"))
     config = _completed(config, file)
     if packing is not None: config["quantization_config"] = packing
     bad = [k for k in NEEDED if not _is_number(config.get(k))]
-    if LENGTH in config and not _is_number(config[LENGTH]): bad.append(LENGTH)
+    bad += [k for k in (LENGTH, "intermediate_size") if not _is_number(config.get(k, 1))]
     if bad: raise PlanError(f"{file}: {', '.join(bad)} must be a whole number above 0.")
+    heads, shared = config["num_attention_heads"], config.get("num_key_value_heads") or 1
+    if heads % shared: raise PlanError(
+        f"{file}: {heads} heads cannot share the keys and values of {shared}.")
     _refuse_experts(config, file)
     _refuse_packed(config, file)
     return config
@@ -140,7 +143,7 @@ def _refuse_experts(config:dict, file:Path):
 def _refuse_packed(config:dict, file:Path):
     packing = config.get("quantization_config")
     if not isinstance(packing, dict): return
-    method = packing.get("quant_method", "an unnamed method")
+    method = packing.get("quant_method") or "an unnamed method"
     if method == "bitsandbytes" and packing.get("load_in_4bit"): return
     bits = packing.get("bits") or packing.get("w_bit")
     size = f", {bits} bits" if bits else ""

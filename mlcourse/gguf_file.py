@@ -363,6 +363,9 @@ def _header(folder:Path, config, plan:list[Planned], type:str, exact:bool) -> by
     if arch.name != "gemma" and config.hidden_act not in ("silu", "swish"): raise GGUFError(
         f"This model's activation is {config.hidden_act!r}, and llama.cpp's is silu. {ADVICE}")
     window, rope = getattr(config, "sliding_window", None), config.rope_parameters
+    if arch.name != "phi3" and rope.get("partial_rotary_factor", 1) != 1: raise GGUFError(
+        f"This model turns a part of each head only, and llama.cpp's {arch.name} all of it. "
+        f"{ADVICE}")
     w = gguf.GGUFWriter(None, arch.name)
     # by this word in the name, llama.cpp knows that Phi-3's special tokens take white space along
     w.add_name(f"{'phi-3 ' * (arch.name == 'phi3')}{folder.resolve().name}")

@@ -22,6 +22,8 @@ REFUSED = [   # what differs from a plain Llama, and what is said of it
     (dict(quantization_config=dict(quant_method="bitsandbytes", load_in_8bit=True)), "packed"),
     (dict(rope_scaling=[1]), "rope_scaling must"), (dict(rope_scaling="yarn"), "rope_scaling must"),
     (dict(quantization_config="awq"), "quantization_config must"),
+    (dict(compression_config=dict(quant_method="compressed-tensors")), "compressed-tensors"),
+    (dict(intermediate_size=0), "intermediate_size"), (dict(num_key_value_heads=3), "cannot share"),
     (dict(hidden_size=True), "hidden_size"), (dict(hidden_size="64"), "hidden_size"),
     (dict(max_position_embeddings="512"), "max_position_embeddings"),
     (dict(num_attention_heads=3), "not a multiple|divide"), (dict(model_type="llama9"), "llama9"),
@@ -41,6 +43,7 @@ def test_what_the_rules_do_not_know_is_refused(tmp_path, change, says):
 @pytest.mark.parametrize("name, length", [
     (dict(rope_scaling=YARN | dict(type="yarn")), 2048),
     (dict(rope_scaling=YARN | dict(rope_type="yarn")), 2048), ({}, 512),
+    (dict(rope_parameters=YARN | dict(rope_type="yarn", rope_theta=1e4)), 2048),
     (dict(rope_scaling=dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0,
                             high_freq_factor=4.0, original_max_position_embeddings=128)), 512)])
 def test_a_stretched_context_counts(tmp_path, name, length):
