@@ -4,7 +4,7 @@
 
 # %% ../nbs/tools/14_configs.ipynb #22f45b6b
 from __future__ import annotations
-import difflib, json
+import difflib, json, math
 from functools import lru_cache
 from pathlib import Path
 import mlcourse
@@ -111,6 +111,8 @@ def read_config(path:Path) -> dict:
     bad = [k for k in NEEDED if not _is_number(config.get(k))]
     bad += [k for k in (LENGTH, "intermediate_size") if not _is_number(config.get(k, 1))]
     if bad: raise PlanError(f"{file}: {', '.join(bad)} must be a whole number above 0.")
+    odd = [k for k, v in config.items() if isinstance(v, float) and not math.isfinite(v)]
+    if odd: raise PlanError(f"{file}: {', '.join(odd)} must be a number.")
     heads, shared = config["num_attention_heads"], config.get("num_key_value_heads") or 1
     if heads % shared: raise PlanError(
         f"{file}: {heads} heads cannot share the keys and values of {shared}.")

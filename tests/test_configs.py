@@ -23,6 +23,7 @@ REFUSED = [   # what differs from a plain Llama, and what is said of it
     (dict(rope_scaling=[1]), "rope_scaling must"), (dict(rope_scaling="yarn"), "rope_scaling must"),
     (dict(quantization_config="awq"), "quantization_config must"),
     (dict(compression_config=dict(quant_method="compressed-tensors")), "compressed-tensors"),
+    (dict(rope_theta=float("inf")), "rope_theta must"),
     (dict(intermediate_size=0), "intermediate_size"), (dict(num_key_value_heads=3), "cannot share"),
     (dict(hidden_size=True), "hidden_size"), (dict(hidden_size="64"), "hidden_size"),
     (dict(max_position_embeddings="512"), "max_position_embeddings"),
