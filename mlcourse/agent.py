@@ -19,6 +19,7 @@ from .notes import NotesError, read_folder, read_note
 from .rag import answer
 from .search import Embedder, Retriever, Store
 from .serve import DemoError, listening, serve
+from .templates import inert
 from .tier import choose
 
 # %% auto #0
@@ -168,7 +169,8 @@ class Run:
 
 def quoted(results:list[str]) -> str:
     "Results as data: JSON strings, in which no chat template finds its special tokens."
-    return json.dumps(results, ensure_ascii=False).replace("<|", "< |").replace("|>", "| >")
+    text = inert(json.dumps(results, ensure_ascii=False))
+    return text.replace("<|", "< |").replace("|>", "| >")
 
 # %% ../nbs/week1/06_agent.ipynb #2529f7a1
 def _messages(system:str, *turns:str) -> list[dict]:   # the user begins

@@ -12,8 +12,8 @@ from pathlib import Path
 from .files import CourseError, write_atomic
 
 # %% auto #0
-__all__ = ['ROLES', 'UNREAD', 'PAIRS', 'MARKS', 'DataError', 'check_messages', 'as_chat', 'Rejected', 'iter_pairs', 'write_jsonl',
-           'read_pairs']
+__all__ = ['ROLES', 'UNREAD', 'WEIGHTS', 'PAIRS', 'MARKS', 'DataError', 'check_messages', 'as_chat', 'Rejected', 'iter_pairs',
+           'write_jsonl', 'read_pairs']
 
 # %% ../nbs/tools/16_chat_data.ipynb #3ad349d5
 class DataError(CourseError, ValueError):
@@ -22,9 +22,11 @@ class DataError(CourseError, ValueError):
 ROLES = dict(human="user", user="user", gpt="assistant", chatgpt="assistant", bot="assistant",
              model="assistant", ai="assistant", assistant="assistant", system="system",
              developer="system")
-UNREAD = ("tool_calls", "function_call", "tools", "functions", "reasoning_content", "thinking",
-          "refusal", "image", "images", "audio", "audios", "video", "videos",
-          "chosen", "rejected")   # what bears on training, and this course does not train on
+UNREAD = ("tool_calls", "function_call", "tools", "functions", "reasoning_content", "reasoning",
+          "thinking", "refusal", "image", "images", "audio", "audios", "video", "videos",
+          "chosen", "rejected", "rejected_response", "rejected_messages", "train_detail", "choices",
+          "options")   # what bears on training, and this course does not train on
+WEIGHTS = ("weight", "train", "training", "loss")   # OpenAI, axolotl, axolotl, ms-swift
 
 # %% ../nbs/tools/16_chat_data.ipynb #3a006017
 def _null(value) -> bool: return value is None or isinstance(value, float) and math.isnan(value)
@@ -40,6 +42,8 @@ def _given(fields:dict, what:str) -> dict:
 def _is_part(part) -> bool:
     said = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
     return isinstance(said, str)
+
+def _visible(text:str) -> bool: return any(c.isprintable() and not c.isspace() for c in text)
 
 def _text(value, what:str) -> str:
     "Text as it stands, its parts joined, a number as JSON spells it. Raises `DataError`."
@@ -60,7 +64,7 @@ def _turn(i:int, turn) -> dict:
     role = ROLES.get(str(role).strip().lower(), str(role)[:20])
     if text is None and role != "system": raise DataError(f"message {i} has no text")
     text = _text("" if text is None else text, f"the text of message {i}")
-    weight = given.get("weight", given.get("train", 1))
+    weight = next((given[name] for name in WEIGHTS if name in given), 1)
     if weight not in (0, 1): raise DataError(f"message {i} has a weight that is neither 0 nor 1")
     unlearned = dict(weight=0) if role == "assistant" and not weight else {}
     return dict(role=role, content=text) | unlearned
@@ -70,17 +74,17 @@ def check_messages(messages) -> list[dict]:   # with role, content, and `weight`
     "A system message if any, then user and assistant in turn, or it raises `DataError`."
     if not isinstance(messages, list) or not messages: raise DataError("there are no messages")
     found = [_turn(i, m) for i, m in enumerate(messages, 1)]
-    empty = [i for i, m in enumerate(found, 1) if not m["content"].strip()]
+    empty = [i for i, m in enumerate(found, 1) if not _visible(m["content"])]
     if empty and found[empty[0] - 1]["role"] != "system":
         raise DataError(f"message {empty[0]} is empty")
-    found = [m for m in found if m["content"].strip()]   # a system message may be empty
+    found = [m for m in found if _visible(m["content"])]   # a system message may be empty
     roles = [m["role"] for m in found]
     turns = roles[1:] if roles[:1] == ["system"] else roles
     for i, role in enumerate(turns):
         wanted = ("user", "assistant")[i % 2]
         if role == wanted: continue
-        raise DataError(f"the turns are {', '.join(roles)[:200]}; a {wanted} was expected as turn "
-                        f"{i + 1}")
+        raise DataError(f"the turns are {', '.join(roles)[:200]}; turn "
+                        f"{i + 1} should be of role {wanted}")
     if not turns or turns[-1] != "assistant":
         raise DataError("the last turn is not the assistant's, so there is nothing to learn")
     if all(m.get("weight") == 0 for m in found if m["role"] == "assistant"):
@@ -121,10 +125,15 @@ def as_chat(row:dict,      # in chat, ShareGPT or Alpaca form, or in one of `PAI
     "Bring a row into the chat form. Raises `DataError` for what is in none of the forms."
     if not isinstance(row, dict): raise DataError("the line is not a JSON object")
     given = _given(row, "the row")
-    if given.get("label") is False or given.get("kto_tag") is False:
+    marks = [given.get("kto_tag"), given.get("label")]
+    if any(m is False or str(m).lower() == "false" for m in marks) or (
+            "completion" in given and marks[1] == 0):
         raise DataError("it is marked as a bad answer, so it must not be taught")
     pair = next((p for p in PAIRS if p[0] in given and p[1] in given), None)
-    if "messages" in given: messages = given["messages"]
+    chats = [name for name in ("messages", "conversations") if given.get(name)]
+    if len(chats) > 1: raise DataError("it has both messages and conversations")
+    if chats: messages = given[chats[0]]
+    elif "messages" in given: messages = given["messages"]
     elif "conversations" in given: messages = given["conversations"]
     elif pair: messages = _single(given, *pair)
     else:
@@ -132,6 +141,8 @@ def as_chat(row:dict,      # in chat, ShareGPT or Alpaca form, or in one of `PAI
                         "`output`")
     if not isinstance(messages, list): raise DataError("its messages are not a list of turns")
     messages = check_messages(messages)
+    if chats and pair and _text(given[pair[1]], pair[1]).strip() != messages[-1]["content"].strip():
+        raise DataError(f"it has both {chats[0]} and {pair[1]}, with different answers")
     system = _text(given.get("system") or given.get("system_prompt") or "", "the system message")
     own = messages[0]["content"] if messages[0]["role"] == "system" else ""
     if system.strip() and own and system.strip() != own.strip():

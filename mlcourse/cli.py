@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 import mlcourse
 from .course import command, course_key
-from .files import CourseError, console, explain
+from .files import CourseError, console, explain, is_fault
 
 # %% auto #0
 __all__ = ['HELP', 'app', 'Paths', 'Jobs', 'Resume', 'Params', 'Found', 'find_commands', 'as_command', 'LazyCommand', 'Commands',
@@ -200,7 +200,8 @@ def main(argv:list[str]|None=None) -> int:   # exit code: 0 done, 1 something fa
     "The `mlcourse` command."
     try: code = app(args=argv, prog_name="mlcourse", standalone_mode=False)
     except typer.Abort: code = 130
-    except Exception as e:   # click's errors have another home in every version of typer
+    except BaseException as e:   # click's errors have another home in every version of typer
+        if not is_fault(e): raise
         code = wrong_option(e) if hasattr(e, "format_message") else explain(e)
     return code if isinstance(code, int) else 0
 

@@ -4,7 +4,7 @@
 
 # %% ../nbs/tools/14_configs.ipynb #22f45b6b
 from __future__ import annotations
-import difflib, json
+import difflib, json, math
 from functools import lru_cache
 from pathlib import Path
 import mlcourse
@@ -63,7 +63,7 @@ def _is_number(value) -> bool: return type(value) is int and 0 < value < 2**28
 
 def _rope(config:dict) -> dict:
     "How positions are stretched; `su` was the first name of `longrope`."
-    rope = config.get("rope_scaling") or {}
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}   # of late
     kind = rope.get("rope_type", rope.get("type"))
     return {**rope, "rope_type": "longrope" if kind == "su" else kind} if kind else rope
 
@@ -95,19 +95,27 @@ def read_config(path:Path) -> dict:
     file = path/"config.json" if path.is_dir() else path
     if not file.is_file(): raise PlanError(f"{path} holds no config.json: it is no model folder.")
     with boundary(f"{file} is no readable JSON", "Fetch it again.", PlanError):
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(file.read_text(encoding="utf-8-sig"))
     if not isinstance(config, dict): raise PlanError(f"{file} holds no table of names and numbers.")
     kind = config.get("model_type")
     if not isinstance(kind, str): raise PlanError(f"{file} names no model_type, such as llama.")
     if isinstance(config.get("text_config"), dict): raise PlanError(
         f"{file} is of a model of more than text ({kind}), and the planner follows language models "
         "alone. To plan its language model, save what stands under text_config as a config.json.")
-    packing = config.get("quantization_config")
+    for name in ("rope_scaling", "rope_parameters", "quantization_config"):
+        if not isinstance(config.get(name) or {}, dict): raise PlanError(
+            f"{file}: {name} must be a table of names and values.")
+    packing = config.get("quantization_config", config.get("compression_config"))
     config = _completed(config, file)
     if packing is not None: config["quantization_config"] = packing
     bad = [k for k in NEEDED if not _is_number(config.get(k))]
-    if LENGTH in config and not _is_number(config[LENGTH]): bad.append(LENGTH)
+    bad += [k for k in (LENGTH, "intermediate_size") if not _is_number(config.get(k, 1))]
     if bad: raise PlanError(f"{file}: {', '.join(bad)} must be a whole number above 0.")
+    odd = [k for k, v in config.items() if isinstance(v, float) and not math.isfinite(v)]
+    if odd: raise PlanError(f"{file}: {', '.join(odd)} must be a number.")
+    heads, shared = config["num_attention_heads"], config.get("num_key_value_heads") or 1
+    if heads % shared: raise PlanError(
+        f"{file}: {heads} heads cannot share the keys and values of {shared}.")
     _refuse_experts(config, file)
     _refuse_packed(config, file)
     return config
@@ -125,16 +133,19 @@ def count(config:dict) -> int:   # parameters
 def _refuse_experts(config:dict, file:Path):
     many = max(n if type(n := config.get(k)) is int else 0 for k in EXPERTS)
     if many < 2: return
-    n = count({k: v for k, v in config.items() if k != "quantization_config"})
+    try: n = count({k: v for k, v in config.items() if k != "quantization_config"})
+    except Exception: size = "parameters must be in memory"   # each class has checks of its own
+    else: size = (f"{n / 1e9:.3g} billion parameters must be in memory, {n * 2 / 2**30:.3g} GiB in "
+                  "16 bits")
     raise PlanError(
-        f"{file} is a mixture of {many} experts. All of its {n / 1e9:.3g} billion parameters must "
-        f"be in memory, {n * 2 / 2**30:.3g} GiB in 16 bits, since bitsandbytes does not pack "
-        "experts. The planner does not follow such models; llama.cpp packs them (a GGUF file).")
+        f"{file} is a mixture of {many} experts. All of its {size}, since bitsandbytes does not "
+        "pack experts. The planner does not follow such models; llama.cpp packs them (a GGUF "
+        "file).")
 
 def _refuse_packed(config:dict, file:Path):
     packing = config.get("quantization_config")
     if not isinstance(packing, dict): return
-    method = packing.get("quant_method", "an unnamed method")
+    method = packing.get("quant_method") or "an unnamed method"
     if method == "bitsandbytes" and packing.get("load_in_4bit"): return
     bits = packing.get("bits") or packing.get("w_bit")
     size = f", {bits} bits" if bits else ""

@@ -14,7 +14,7 @@ import numpy as np
 import typer
 from .assets import fetch, load_pretrained, reading_weights
 from .course import command
-from .files import (CourseError, Progress, UsageError, no_progress, progress_bar,
+from .files import (CourseError, Progress, UsageError, keep, no_progress, progress_bar,
                             write_atomic)
 from .label_formats import read_labels
 from .tier import choose
@@ -211,6 +211,7 @@ def training_lists(data:str|Path,   # the data.yaml of a data set in YOLO's form
     import yaml
     if Path(data).suffix not in (".yaml", ".yml"): raise UsageError(
         f"{data} is no data.yaml. `mlcourse labels convert {data} NEW --to yolo` makes one.")
+    keep([data], folder/"data.yaml")
     labels = read_labels(data)
     wrong = [str(p) for p in labels.problems if p.kind in ("not-a-number", "class-id")]
     for p in labels.pictures:

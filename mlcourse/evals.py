@@ -13,11 +13,12 @@ import numpy as np
 import regex
 
 # %% auto #0
-__all__ = ['STOP', 'DENSE', 'TOKEN', 'PARTICLES', 'CITE', 'DIGITS', 'NOT', 'REFUSAL', 'RUBRIC', 'METRICS', 'recall_at', 'mrr_at',
-           'ndcg_at', 'Interval', 'bootstrap_ci', 'PairedTest', 'paired_test', 'normalize', 'exact_match', 'token_f1',
-           'rouge_l', 'tokens', 'is_dense', 'stem', 'bigrams', 'words', 'sentences', 'cited', 'support', 'exact_words',
-           'unsupported', 'clauses_of', 'supported', 'Citations', 'citation_precision', 'is_refusal', 'Criterion',
-           'judge', 'score_pairs']
+__all__ = ['STOP', 'DENSE', 'TOKEN', 'PARTICLES', 'STEMMED', 'STOPS', 'CITE', 'DIGITS', 'NOT', 'ENGLISH', 'OTHER', 'NEGATED',
+           'REFUSAL', 'RUBRIC', 'METRICS', 'recall_at', 'mrr_at', 'ndcg_at', 'Interval', 'bootstrap_ci', 'PairedTest',
+           'paired_test', 'normalize', 'exact_match', 'token_f1', 'rouge_l', 'tokens', 'is_dense', 'stem', 'bigrams',
+           'words', 'sentences', 'cited', 'support', 'exact_words', 'unsupported', 'clauses_of', 'only_quoted',
+           'is_quotation', 'supported', 'Citations', 'citation_precision', 'is_refusal', 'Criterion', 'judge',
+           'score_pairs']
 
 # %% ../nbs/tools/06_evals.ipynb #08aa3021
 def recall_at(ranked:Sequence[str],  # ids, best first
@@ -136,9 +137,12 @@ could did do does for from had has have how i if in into is it its may more most
 only or other our out over same should so some such than that the their them then there these they
 this to too under up use used uses using very was we were what when where which while who why will
 with without would you your""".split())
-DENSE = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"   # no spaces
+DENSE = (r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"   # no spaces, or
+         r"\p{Hangul}]")                                              # particles grown to words
 TOKEN = regex.compile(rf"\p{{N}}+(?:\.\p{{N}}+)*|{DENSE}+|[\p{{L}}\p{{M}}]+")
 PARTICLES = regex.compile("[的了是在和与與有也都就把被着著呢吗嗎这這那它他她牠我你们們]")   # the STOP of Chinese
+STEMMED = dict(Cyrillic="russian", Arabic="arabic", Greek="greek", Devanagari="hindi")
+STOPS = "。！？।॥؟۔።។။"   # which end a sentence without a space behind them
 CITE = re.compile(r"\[(\d+(?:\s*,\s*\d+)*)\]")
 
 def tokens(text:str) -> list[str]:
@@ -147,15 +151,17 @@ def tokens(text:str) -> list[str]:
     return TOKEN.findall(regex.sub(r"(?<=\d),(?=\d{3})", "", text))
 
 def is_dense(token:str) -> bool:
-    "Is it of a script that is written without spaces?"
+    "Is it of a script that is read by its characters?"
     return bool(regex.match(DENSE, token))
 
 @lru_cache(50_000)
 def stem(word:str) -> str:
-    "Lower case; in plain ASCII also the English stem."
+    "Lower case, and the stem: English in plain ASCII, and one language for each of `STEMMED`."
     from Stemmer import Stemmer
     word = word.lower()
-    return Stemmer("english").stemWord(word) if word.isascii() else word
+    scripts = (name for name in STEMMED if regex.match(rf"\p{{{name}}}", word))
+    language = "english" if word.isascii() else STEMMED.get(next(scripts, ""))
+    return Stemmer(language).stemWord(word) if language else word
 
 def bigrams(run:str) -> list[str]:
     "Pairs of neighbouring characters, or the one that there is."
@@ -171,8 +177,9 @@ def words(text:str) -> list[str]:
 
 def sentences(text:str) -> list[str]:
     "Sentences with their citations, also where the full stop stands before the bracket."
-    text = re.sub(r"([.!?。！？])((?:\s*\[[\d,\s]+\])+)", r"\2\1", " ".join(text.split()))
-    ends = r"""(?<=[.!?])\s+(?=[\p{Lu}\p{Lo}\[\"'`*-])|(?<=[。！？][」』”’]?)\s*"""
+    text = re.sub(rf"([.!?{STOPS}])((?:\s*\[[\d,\s]+\])+)", r"\2\1", " ".join(text.split()))
+    ends = (r"""(?<=[.!?])\s+(?=[\p{Lu}\p{Lo}\[\"'`*¿¡-])|"""
+            rf"(?<=[{STOPS}][」』”’]?)(?![{STOPS}」』”’])\s*")
     return [s for s in regex.split(ends, text) if s and s.strip()]
 
 def cited(sentence:str) -> list[int]:
@@ -184,7 +191,7 @@ DIGITS = dict(zip("""zero one two three four five six seven eight nine ten eleve
 fourteen fifteen sixteen seventeen eighteen nineteen""".split(), map(str, range(20))))
 DIGITS |= dict(zip("twenty thirty forty fifty sixty seventy eighty ninety".split(),
                    map(str, range(20, 100, 10)))) | {"hundred": "100", "thousand": "1000"}
-NOT = regex.compile(r"\b(?:not|no|never|nobody|nothing|none|without|cannot|\w+n't)\b|[不没沒未無无非]")
+NOT = regex.compile(r"\b(?:not|no|never|nobody|nothing|none|without|cannot|\w+n['’]t)\b|[不没沒未無无非]")
 
 def support(sentence:str, passage:str) -> float:
     "The share of the sentence's content words that the passage has; 0 for a sentence without any."
@@ -206,14 +213,41 @@ def unsupported(sentence:str, passage:str) -> set[str]:   # empty if all of them
 
 def clauses_of(text:str) -> list[str]:
     "What stands between commas, stops and line ends."
-    return [c for c in regex.split(r"[.,;:!?。，；：！？\n]+", text) if c.strip()]
+    return [c for c in regex.split(rf"[.,;:!?，；：،؛{STOPS}\n]+", text) if c.strip()]
 
+# %% ../nbs/tools/06_evals.ipynb #e8fcd9ef
+ENGLISH = regex.compile(r"\b(?:and|from|its?|that|the|their|they|this|which|with|you|your)\b",
+                        regex.I)   # of no other language, as good as
+OTHER = regex.compile(r"(?V1)[\p{L}--\p{Latin}--\p{Han}]")   # letters of which no rules are here
+NEGATED = regex.compile(r"""\b(?:nicht|kein\w*|niemals|ne|n|pas|jamais|rien|no|non|nada|nunca|não|
+niente|niet|geen|nooit|ikke|inte|nie|не|нет|ни|ні|δεν|δε|μην?|ليس\w*|لا|لم|لن|לא|אין|नहीं|मत|không|
+chưa|değil|yok)\b|않|없|못|안\ |ない|ません|なかっ|ไม่|不|無""", regex.I | regex.X)
+
+def only_quoted(sentence:str, passage:str) -> bool:
+    "Is it neither in English nor in Chinese, so that no rules are here?"
+    letters = len(regex.findall(r"\p{L}", sentence))
+    if 5 * len(OTHER.findall(sentence)) > letters: return True
+    english = len(tokens(passage)) < 12 or ENGLISH.search(sentence) or ENGLISH.search(passage)
+    return letters > 0 and not (english or regex.search(r"\p{Han}", sentence))
+
+def is_quotation(sentence:str, passage:str) -> bool:
+    "Does each clause stand in one of the passage, word for word, and is nothing denied around it?"
+    def spelt(text):
+        units = (unit for t in tokens(text) for unit in ([*t] if is_dense(t) else [t]))
+        return f" {' '.join(units).lower()} "
+    def within(part, clause): return spelt(part) in spelt(clause)
+    def same(part, clause): return bool(NEGATED.search(part)) == bool(NEGATED.search(clause))
+    return all(any(within(part, c) and same(part, c) for c in clauses_of(passage))
+               for part in clauses_of(sentence))
+
+# %% ../nbs/tools/06_evals.ipynb #1557e6d3
 def supported(sentence:str, passage:str,
               at_least:float=0.7,   # share of content words that the passage must have
              ) -> bool:
     "Does the passage say so, as far as words can tell?"
     if not words(sentence) or unsupported(sentence, passage): return False
     if support(sentence, passage) < at_least: return False
+    if only_quoted(sentence, passage): return is_quotation(sentence, passage)
     clauses = clauses_of(passage)
     for part in clauses_of(sentence):
         dense = {w for w in words(part) if is_dense(w)}

@@ -12,9 +12,9 @@ from pathlib import Path
 
 # %% auto #0
 __all__ = ['FULL', 'FULL_SAID', 'Progress', 'CourseError', 'UsageError', 'DiskError', 'causes', 'reason', 'is_disk_full',
-           'next_step', 'boundary', 'explain', 'write_atomic', 'write_json', 'as_utf8', 'read_json', 'files_in',
-           'size_of', 'digest', 'cache_dir', 'state_dir', 'locked', 'derived', 'no_progress', 'progress_bar',
-           'duration', 'markdown_table', 'console']
+           'next_step', 'is_fault', 'boundary', 'explain', 'write_atomic', 'keep', 'write_json', 'as_utf8', 'read_json',
+           'files_in', 'size_of', 'digest', 'cache_dir', 'state_dir', 'locked', 'derived', 'no_progress',
+           'progress_bar', 'duration', 'markdown_table', 'console']
 
 # %% ../nbs/lib/00_files.ipynb #c306a7af
 class CourseError(RuntimeError):
@@ -64,6 +64,10 @@ def next_step(e:BaseException) -> str:   # empty where only the caller knows
     name = f" (`pip install {lacks.name.partition('.')[0]}`)" if lacks.name else ""
     return f"Install the package that is missing{name}, or run `make setup` for all of them."
 
+def is_fault(e:BaseException) -> bool:
+    "Is it a fault, and no wish to stop? The panics of libraries in Rust are no `Exception`."
+    return isinstance(e, Exception) or type(e).__name__ == "PanicException"
+
 @contextmanager
 def boundary(what:str,         # what failed, to begin the sentence with: "x cannot be loaded"
              step:str,         # what to do about it
@@ -73,7 +77,8 @@ def boundary(what:str,         # what failed, to begin the sentence with: "x can
     "Whatever the block raises becomes `error`: what, why, and the next step."
     try: yield
     except CourseError: raise
-    except Exception as e:
+    except BaseException as e:
+        if not is_fault(e): raise
         new = knows(e) or f"{what} ({reason(e)}). {next_step(e) or step}"
         if isinstance(new, str): new = error(new)
         if isinstance(new, OSError): new.errno, new.strerror, new.filename = (
@@ -122,6 +127,15 @@ def write_atomic(path:str|Path, data:str|bytes) -> Path:   # `path`; text is wri
         finally:
             with suppress(OSError): part.unlink(missing_ok=True)
     return path
+
+def keep(inputs:Iterable[str|Path],   # what is read; names of models on the hub count for nothing
+         out:str|Path,                # what is written; a folder there is replaced
+        ) -> None:
+    "Raise `UsageError` where `out` is one of the inputs, or holds one."
+    place = Path(out).resolve()
+    for given in map(Path, inputs):
+        if given.exists() and (given.resolve() == place or place in given.resolve().parents):
+            raise UsageError(f"{given} would be overwritten by {out}. Choose another place for it.")
 
 def write_json(path:str|Path, value) -> Path:   # `path`
     "Write `value` as JSON, whole or not at all. Raises `DiskError`."

@@ -12,8 +12,9 @@ import torch
 import typer
 from .assets import load_pretrained
 from .course import command
-from .files import CourseError, boundary, progress_bar, size_of, write_atomic
-from .gguf_file import TYPES, GGUFError, bos, check_folder, export_gguf, known
+from .files import CourseError, boundary, keep, progress_bar, size_of, write_atomic
+from .gguf_file import (TYPES, GGUFError, bos, check_adapter, check_folder, export_gguf,
+                                known)
 from .llm import LLMError, OpenAIEngine, model_path
 from .templates import TemplateFault, chat_text, fold_system
 
@@ -43,6 +44,7 @@ def merge(base:str|Path,       # folder of the model, in 16 or 32 bits, that the
     if tied and re.search("lm_head|embed", named):
         raise GGUFError(f"{adapter} changes the head or the embedding, and this model has one "
                         "matrix for both: merged, each would change the other.")
+    keep([base, adapter], out)
     need = sum(f.stat().st_size for f in base.glob("*.safetensors"))   # it is held as a whole
     _check_memory(need * (2 if dtype == "fp32" else 1))
     tmp = out.with_name(out.name + ".tmp")
@@ -50,7 +52,9 @@ def merge(base:str|Path,       # folder of the model, in 16 or 32 bits, that the
     model = load_pretrained(AutoModelForCausalLM, base, GGUFError, dtype=DTYPES[dtype])
     step = "Was it trained on this base, and is it whole?"
     with boundary(f"{adapter} cannot be merged into {base}", step, GGUFError):
-        model = PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True)
+        model = PeftModel.from_pretrained(model, adapter)
+        check_adapter(model, adapter)
+        model = model.merge_and_unload(safe_merge=True)
     own = (adapter/"tokenizer_config.json").is_file()   # the one that it was trained with
     tok = load_pretrained(AutoTokenizer, adapter if own else base, GGUFError)
     rows = model.config.vocab_size
@@ -209,6 +213,9 @@ def _ends(tok, template:str) -> list[str]:
     "The tokens that end an answer: of a text, and of a turn (Gemma's is another one)."
     behind = template.partition('"assistant" }}')[2].partition(CONTENT)[2]
     special = (t.content for t in tok.added_tokens_decoder.values() if t.special)
+    if not tok.eos_token: raise GGUFError(
+        "The tokenizer names no token that ends a text, so nothing would end an answer. Set its "
+        "eos_token and save it again.")
     ends = [tok.eos_token, *(t for t in special if behind.startswith(t) and t != tok.eos_token)]
     if bad := next((t for t in ends if '"' in t or "\n" in t), None):
         raise GGUFError(f"The token {bad!r} cannot be written in a Modelfile. Write it by hand.")

@@ -12,12 +12,13 @@ from pathlib import Path
 import gguf
 import numpy as np
 from .assets import load_pretrained, reading_weights
-from .files import CourseError, Progress, boundary, is_disk_full, no_progress
+from .files import CourseError, Progress, boundary, is_disk_full, keep, no_progress
 
 # %% auto #0
-__all__ = ['ADVICE', 'ARCHITECTURES', 'Q', 'F', 'TYPES', 'TABLES', 'LLAMA3_SPLIT', 'SPLITS', 'BYTE', 'CHUNK', 'GGUFError',
-           'known', 'check_folder', 'Architecture', 'architecture', 'head_dim', 'interleave', 'rope_divisors',
-           'Planned', 'plan_tensors', 'pre_tokenizer', 'merge_scores', 'bos', 'export_gguf']
+__all__ = ['ADVICE', 'ARCHITECTURES', 'Q', 'F', 'TYPES', 'TABLES', 'LLAMA3_SPLIT', 'SPLITS', 'BYTE', 'FLOATS', 'CHUNK',
+           'GGUFError', 'known', 'check_folder', 'Architecture', 'architecture', 'head_dim', 'interleave',
+           'rope_divisors', 'Planned', 'plan_tensors', 'pre_tokenizer', 'merge_scores', 'bos', 'check_adapter',
+           'export_gguf']
 
 # %% ../nbs/tools/25_gguf_file.ipynb #59d2079f
 class GGUFError(CourseError):
@@ -284,21 +285,51 @@ def _open(folder:Path) -> dict[str, object]:   # tensor: the open file that hold
                         f"{min(lost)} for one. Fetch the model again.")
     return held
 
+FLOATS = ("F64", "F32", "F16", "BF16")
+
+def _check_fit(config, shapes:dict, head:str):
+    "Each tensor of the model's class is there, in its shape, and no other. Raises `GGUFError`."
+    import torch
+    from transformers import AutoModelForCausalLM
+    broken = boundary("config.json describes no model", "Fetch it again.", GGUFError)
+    with broken, torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    meant = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    if config.tie_word_embeddings: meant[head] = shapes.get(head)   # may be there, or not
+    odd = sorted(n for n in meant.keys() | shapes if meant.get(n) != shapes.get(n))
+    if odd: raise GGUFError(
+        f"The weights and config.json are not of one model, or not whole: {len(odd)} tensors "
+        f"differ, for one {odd[0]} has the shape {shapes.get(odd[0], 'of none')}, and should have "
+        f"{meant.get(odd[0], 'none')}. Fetch or save the model again.")
+
+def check_adapter(model,          # with the adapter, by `PeftModel.from_pretrained`
+                  folder:Path):   # of the adapter
+    "Each LoRA weight has its layer, and each layer its weights. Raises `GGUFError`."
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+    with safe_open(folder/"adapter_model.safetensors", framework="pt") as f: saved = set(f.keys())
+    wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
+    if odd := sorted(n for n in saved ^ set(wanted) if "lora_" in n): raise GGUFError(
+        f"{folder} does not fit this model: of its weights {len(odd)} have no layer there, or are "
+        f"missing, {odd[0]} for one. Merge it into the model that it was trained on.")
+
 def _shapes(config, weights:dict) -> dict[str, tuple[int, ...]]:
     "Shapes of the tensors that count. A head equal to the embedding is not written twice."
-    shapes = {name: tuple(f.get_slice(name).get_shape()) for name, f in weights.items()}
+    slices = {name: f.get_slice(name) for name, f in weights.items()}
+    shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
     head, table = "lm_head.weight", "model.embed_tokens.weight"
-    told = (config.vocab_size, config.hidden_size)
-    if shapes.get(table, told) != told: raise GGUFError(
-        f"The weights' embedding has the shape {shapes[table]}, and config.json says {told}: they "
-        "are not of one model. Fetch or save the model again.")
-    if head in shapes and (config.tie_word_embeddings or architecture(config).tied):
+    arch, counted = architecture(config), (n for n in shapes if not n.endswith("inv_freq"))
+    _check_fit(config, {n: shapes[n] for n in counted}, head)
+    if packed := next((n for n, part in slices.items() if part.get_dtype() not in FLOATS), ""):
+        raise GGUFError(f"{packed} is stored as {slices[packed].get_dtype()}: these weights are "
+                        "packed already. Start from the 16-bit model.")
+    if head in shapes and (config.tie_word_embeddings or arch.tied):
         a, b = (weights[name].get_slice(name) for name in (head, table))
         rows = range(0, shapes[table][0], step := max(1, CHUNK // shapes[table][1]))
         if shapes[head] == shapes[table] and all(
                 np.array_equal(*(w[i:i + step].float().numpy() for w in (a, b))) for i in rows):
             del shapes[head]
-    if head in shapes and architecture(config).tied: raise GGUFError(
+    if head in shapes and arch.tied: raise GGUFError(
         "This model has a head of its own, and llama.cpp's form of it has none. The file would "
         "answer otherwise than the model.")
     return shapes
@@ -332,6 +363,9 @@ def _header(folder:Path, config, plan:list[Planned], type:str, exact:bool) -> by
     if arch.name != "gemma" and config.hidden_act not in ("silu", "swish"): raise GGUFError(
         f"This model's activation is {config.hidden_act!r}, and llama.cpp's is silu. {ADVICE}")
     window, rope = getattr(config, "sliding_window", None), config.rope_parameters
+    if arch.name != "phi3" and rope.get("partial_rotary_factor", 1) != 1: raise GGUFError(
+        f"This model turns a part of each head only, and llama.cpp's {arch.name} all of it. "
+        f"{ADVICE}")
     w = gguf.GGUFWriter(None, arch.name)
     # by this word in the name, llama.cpp knows that Phi-3's special tokens take white space along
     w.add_name(f"{'phi-3 ' * (arch.name == 'phi3')}{folder.resolve().name}")
@@ -371,6 +405,7 @@ def export_gguf(folder:str|Path,          # a model's folder, as `save_pretraine
     config, weights = load_pretrained(AutoConfig, folder, GGUFError), _open(folder)
     known("type", type, TYPES)
     plan = plan_tensors(config, _shapes(config, weights), type)
+    keep([folder, *_files(folder)[0]], out)
     header, align = _header(folder, config, plan, type, exact), gguf.GGUF_DEFAULT_ALIGNMENT
     padded = [t.nbytes + -t.nbytes % align for t in plan]
     ends = np.cumsum([len(header), *padded]).tolist()

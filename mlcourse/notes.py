@@ -13,10 +13,10 @@ from pathlib import Path
 from .files import CourseError, Progress, no_progress
 
 # %% auto #0
-__all__ = ['KINDS', 'DOCUMENTS', 'SKIP', 'MAX_BYTES', 'GUESSES', 'Block', 'WIDE', 'FENCE', 'HEADING', 'UNDERLINE', 'CHUNKERS',
-           'NotesError', 'decode_named', 'cells_of', 'document_text', 'read_folder', 'read_note', 'Chunk', 'pack',
-           'cut_lines', 'fragments', 'length', 'heading_of', 'blocks_of', 'chunk_markdown', 'chunk_python',
-           'chunk_text', 'chunk_notebook', 'chunk_file', 'chunk_all', 'ingest']
+__all__ = ['KINDS', 'DOCUMENTS', 'SKIP', 'MAX_BYTES', 'GUESSES', 'MARKED', 'BASE64', 'Block', 'WIDE', 'FENCE', 'HEADING',
+           'UNDERLINE', 'CHUNKERS', 'NotesError', 'decode_named', 'cells_of', 'document_text', 'read_folder',
+           'read_note', 'Chunk', 'pack', 'cut_lines', 'fragments', 'length', 'heading_of', 'blocks_of',
+           'chunk_markdown', 'chunk_python', 'chunk_text', 'chunk_notebook', 'chunk_file', 'chunk_all', 'ingest']
 
 # %% ../nbs/tools/11_notes.ipynb #130782e3
 class NotesError(CourseError):
@@ -31,26 +31,42 @@ MAX_BYTES = 5_000_000   # ten times that for documents
 
 def _kind(path:Path) -> str|None: return KINDS.get(path.suffix.lower(), KINDS.get(path.name))
 
-GUESSES = ["gb18030", "big5", "shift_jis", "euc_kr", "koi8_r", "cp1251", "cp1252"]
+GUESSES = ("gb18030 big5 shift_jis euc_jp euc_kr koi8_r cp1251 cp866 cp1256 cp874 cp1255 cp1253 "
+           "cp1250 cp1252").split()   # the more usual first
+MARKED = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16",
+          b"\xfe\xff": "utf-16"}   # by the first bytes
+BASE64 = re.compile(r"(?<=;base64,)[A-Za-z0-9+/=]{80,}")   # a picture within a text
 
 def decode_named(raw:bytes) -> tuple[str|None, str]:   # text or None; its encoding if guessed
-    "UTF-8 and UTF-16 first, else what charset-normalizer thinks most likely; lines end in LF."
-    text, guess = None, ""
-    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"): text = raw.decode("utf-16", "replace")
-    elif b"\0" in raw: return None, ""
-    else:
-        text = raw.decode("utf-8-sig", "replace")
-        bad, good = text.count("\ufffd"), sum(c > "\x7f" for c in text)
-        if 2 * bad > good: text, guess = _guessed(raw)   # not UTF-8 with a bad byte or two
+    "UTF-8 and what names itself first, else what is most likely; lines end in LF."
+    named, guess = next((name for mark, name in MARKED.items() if raw.startswith(mark)), ""), ""
+    if re.search(rb"\x1b\$[@B]", raw): named = "iso2022_jp"
+    if not named and b"\0" in raw: return None, ""
+    text = raw.decode(named or "utf-8-sig", "replace")
+    bad, good = text.count("\ufffd"), sum(c > "\x7f" for c in text)
+    if not named and 2 * bad > good: text, guess = _guessed(raw)   # no bad byte or two
     return text.replace("\r\n", "\n").replace("\r", "\n"), guess
 
 def _guessed(raw:bytes) -> tuple[str, str]:
+    "By charset-normalizer, from the lines that are not ASCII; a few accents are Western."
     from charset_normalizer import from_bytes
-    high, low = re.findall(rb"[\x80-\xff]", raw), re.findall(rb"[A-Za-z]", raw)
-    western = 3 * len(high) < len(low)   # a few accents between Latin letters
-    best = None if western else from_bytes(raw, cp_isolation=GUESSES).best()
-    if best: return str(best), best.encoding
-    return raw.decode("cp1252", "replace"), "cp1252"
+    runs, low = re.findall(rb"[\x80-\xff]+", raw), re.findall(rb"[A-Za-z]", raw)
+    alone = sum(len(r) == 1 for r in runs)
+    western = 3 * sum(map(len, runs)) < len(low) and 2 * alone > len(runs)
+    lines = b"\n".join(line for line in raw.split(b"\n") if not line.isascii())
+    found = [] if western else from_bytes(lines, cp_isolation=GUESSES)
+    guess = min(found, key=_unlikely, default=None)
+    name = guess.encoding if guess else "cp1252"
+    return raw.decode(name, "replace"), name
+
+def _unlikely(guess) -> tuple:
+    "Of readings that are equally tidy, kana tell Japanese, and Hangul with spaces Korean."
+    text = str(guess)
+    def share(letters): return len(re.findall(f"[{letters}]", text)) / len(text)
+    japanese = guess.encoding in ("shift_jis", "euc_jp") and share("\u3040-\u30ff") > 0.25
+    korean = guess.encoding == "euc_kr" and " " in text and share("\uac00-\ud7a3 ") > 0.8
+    return (round(guess.chaos, 2), -guess.coherence, share("\uff61-\uff9f"),
+            not (japanese or korean), GUESSES.index(guess.encoding))
 
 # %% ../nbs/tools/11_notes.ipynb #cd403645
 def cells_of(text:str) -> list[tuple[str, str]]|None:   # kind and source; None: no notebook
@@ -120,6 +136,7 @@ def read_note(path:Path, max_bytes:int=MAX_BYTES,
     if size > limit: raise NotesError(f"{size:,} bytes, more than {limit:,}")
     text, guess = (document_text(path), "") if is_document else decode_named(path.read_bytes())
     if text is None: raise NotesError("not text")
+    text = BASE64.sub("", text)   # the same for the index and for the page behind a citation
     if not text.strip(): raise NotesError("empty")
     if _kind(path) == "notebook" and cells_of(text) is None:
         raise NotesError("a notebook that is cut off or damaged")

@@ -4,16 +4,18 @@
 
 # %% ../nbs/tools/17_privacy.ipynb #5df8cdfa
 from __future__ import annotations
-import ipaddress, re
+import ipaddress, re, unicodedata
 from collections import Counter
 from collections.abc import Iterator
 
 # %% auto #0
-__all__ = ['UNSPACED', 'PII', 'CHECKS', 'luhn', 'scrub']
+__all__ = ['UNSPACED', 'PLAIN', 'PII', 'CHECKS', 'luhn', 'scrub']
 
 # %% ../nbs/tools/17_privacy.ipynb #6716b3cb
 UNSPACED = ("\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3000-\u30ff\u3400-\u9fff"
             "\uac00-\ud7af\uf900-\ufaff\uff00-\uffef")   # scripts without spaces
+PLAIN = {c: str(unicodedata.decimal(chr(c))) for c in range(0x10000) if chr(c).isdecimal()}
+PLAIN |= {c: chr(c - 0xfee0) for c in range(0xff01, 0xff5f)}   # digits of all scripts, wide letters
 
 # %% ../nbs/tools/17_privacy.ipynb #d5f11e7f
 _W = rf"[^\W{UNSPACED}]"                                 # a letter or digit of other scripts
@@ -32,17 +34,21 @@ PII = dict(
     KEY=re.compile(r"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|"
                    r"gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|glpat-[\w-]{20,}|"
                    r"[rs]k_(?:live|test)_\w{16,}|xox[abprs]-[\w-]{10,}|AIza[\w-]{35}|"
+                   r"npm_[A-Za-z0-9]{36}|ya29\.[\w-]{20,}|"
                    r"A(?:KIA|SIA)[0-9A-Z]{16}(?![0-9A-Z])|"
                    r"eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{10,})|-----BEGIN [A-Z ]*PRIVATE KEY-----"
                    r"(?:(?!-----END).)*(?:-----END [A-Z ]*-----)?", re.A | re.S),
+    ID=re.compile(r"(?<!\d)(?<!\d[.-])(?:\d{3}-\d{2}-\d{4}|[1-9]\d{16}[\dXx])(?!-?[0-9A-Za-z])",
+                  re.A),
     IBAN=re.compile(r"(?<![A-Za-z0-9])[A-Z]{2}\d\d(?:[ \u00a0-]?[A-Z0-9]){11,30}"),
     CARD=re.compile(rf"\d+(?:{_GAP}\d+)*", re.A),
     IP=re.compile(rf"(?<!\d)(?<!\d\.)(?:{_BYTE}\.){{3}}{_BYTE}(?!\d)(?!\.\d)|"
-                  r"(?<![0-9A-Za-z_:])[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}(?![0-9A-Za-z])",
-                  re.A),
+                  r"(?<![0-9A-Za-z_:])[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}(?![0-9A-Za-z])"
+                  r"(?:(?:\.\d{1,3}){3}(?!\d))?", re.A),
     PHONE=re.compile(rf"(?<!\d)(?:\+\d{{1,3}}|00[1-9]\d{{0,2}}[ /-])(?:{_IN}\d){{6,12}}(?!\d)|"
                      r"\(\d{3}\) ?\d{3}-\d{4}(?!\d)|"
-                     r"(?<![\d.-])\d{3}([.-])\d{3}\1\d{4}(?![\d.-]?\d)", re.A))
+                     r"(?<![\d+])(?<!\d[.-])1[3-9]\d([ -]?)\d{4}\1\d{4}(?![\d.-]?\d)|"   # of China
+                     r"(?<![\d.-])\d{3}([.-])\d{3}\2\d{4}(?![\d.-]?\d)", re.A))
 
 # %% ../nbs/tools/17_privacy.ipynb #7b29ec45
 def luhn(number:str) -> bool:
@@ -93,22 +99,27 @@ def _ips(text:str) -> Iterator[tuple[int, int]]:
         return
 
 # %% ../nbs/tools/17_privacy.ipynb #94bb586b
-CHECKS = dict(CARD=_cards, IBAN=_ibans, IP=_ips)
+def _ids(text:str) -> Iterator[tuple[int, int]]:
+    "A number of a person: the last of China's eighteen digits checks the others (ISO 7064)."
+    digits = [10 if d in "Xx" else int(d) for d in text if d != "-"]
+    rest = sum(d * pow(2, len(digits) - 1 - i, 11) for i, d in enumerate(digits)) % 11
+    day = re.match(r"\d{6}(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])", text)
+    if "-" in text or day and rest == 1: yield 0, len(text)
+
+CHECKS = dict(CARD=_cards, IBAN=_ibans, IP=_ips, ID=_ids)
 
 # %% ../nbs/tools/17_privacy.ipynb #af8adeef
 def _replace(text:str) -> tuple[str, Counter]:
-    found = Counter()
+    found, spelt = Counter(), text.translate(PLAIN)   # as long as the text
     for kind, pattern in PII.items():
-        def swap(m, kind=kind):
-            check = CHECKS.get(kind, lambda text: [(0, len(text))])
-            pieces, at = [], 0
-            for start, end in check(m[0]):
-                pieces += [m[0][at:start], f"<{kind}>"]
-                found[kind] += 1
-                at = end
-            return "".join([*pieces, m[0][at:]])
-        text = pattern.sub(swap, text)
-    return text, found
+        check = CHECKS.get(kind, lambda text: [(0, len(text))])
+        spans = [(m.start() + a, m.start() + b) for m in pattern.finditer(spelt)
+                 for a, b in check(m[0])]
+        found[kind] += len(spans)
+        starts, ends = [0, *(b for _, b in spans)], [*(a for a, _ in spans), None]
+        text, spelt = (f"<{kind}>".join(t[a:b] for a, b in zip(starts, ends))
+                       for t in (text, spelt))
+    return text, +found
 
 # %% ../nbs/tools/17_privacy.ipynb #201c6481
 def scrub(text:str,                         # any text

@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 import numpy as np
 from .assets import ASSETS, STANDINS, fetch
-from .evals import CITE, is_refusal, sentences, support, supported
+from .evals import CITE, STOPS, is_refusal, sentences, support, supported
 from .files import boundary, derived
 from .notes import Chunk
 from .search import Hit, Retriever, tokenize
@@ -94,14 +94,14 @@ def verify_citations(draft:str, passages:Sequence[str],
     "Give each sentence the passage that supports it best, and drop those that none supports."
     kept, used = [], []
     said = sentences(LIST_MARK.sub("", draft))
-    if len(said) > 1 and not re.search(r"[.!?。！？]\W*$", said[-1]): said.pop()   # it was cut
+    if len(said) > 1 and not re.search(rf"[.!?{STOPS}]\W*$", said[-1]): said.pop()   # it was cut
     for s in said:
         claim = " ".join(CITE.sub("", s).split())
         held = {i: support(claim, p) for i, p in enumerate(passages, 1)
                 if supported(claim, p, at_least)}
         if not held: continue
         number = max(held, key=held.get)
-        kept.append(f"{claim.rstrip('.!。！')} [{number}].")
+        kept.append(f"{claim.rstrip('.!。！।॥۔')} [{number}].")
         used.append(number)
     return " ".join(kept), sorted(set(used))
 

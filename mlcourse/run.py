@@ -242,6 +242,15 @@ _VRAM = """(lambda cuda: sum(map(cuda.max_memory_reserved, range(cuda.device_cou
            if cuda and cuda.is_initialized() else None
           )(getattr(__import__('sys').modules.get('torch'), 'cuda', None))"""
 
+_NO_LOSS = """import zmq
+from ipykernel.kernelapp import IPKernelApp
+usual = IPKernelApp.init_iopub
+def init_iopub(self, context):   # a full line makes the kernel wait, and drops nothing
+    context.sockopts[zmq.XPUB_NODROP] = 1
+    usual(self, context)
+IPKernelApp.init_iopub = init_iopub
+"""   # IPython reads it as its configuration, before there is a line
+
 MAX_PRINTED = 1_000_000   # characters of one cell
 
 @cache
@@ -309,6 +318,7 @@ def register_engine() -> str:   # the engine's name
             env = dict(job.env, IPYTHONDIR=str(folder/"ipython"),
                        MLCOURSE_METRICS=str(folder/"metrics"))
             (folder/"metrics").touch()
+            write_atomic(folder/"ipython/profile_default/ipython_kernel_config.py", _NO_LOSS)
             try:
                 with open(folder/"log", "wb") as log:
                     client = Client(nb_man, job, folder)

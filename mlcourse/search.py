@@ -166,12 +166,17 @@ class Update:
     removed: int          # gone since the last time
     left_out: dict        # files that could not be read, or by a guess, with the reason
     seconds: float
+    strange: int = 0      # notes in a script that the embedder does not know
 
     def warning(self, most:int=10) -> str:   # files that are named
-        "What was not read, or read by a guess, for whoever owns the notes; empty if nothing."
+        "What was not read, or by a guess, or is found by words alone, for whoever owns the notes."
         lines = [f"  {name}: {why}" for name, why in self.left_out.items()]
         if len(lines) > most: lines[most:] = [f"  and {len(lines) - most} more"]
-        return "\n".join(["Not read, or not for certain:", *lines]) if lines else ""
+        if lines: lines.insert(0, "Not read, or not for certain:")
+        if self.strange: lines.append(
+            f"{self.strange} notes are in a script that the embedder does not know. They are found "
+            f"by their words alone; {', '.join(MULTILINGUAL)} knows their meaning too.")
+        return "\n".join(lines)
 
 class Store:
     "Chunks and their vectors on disk."
@@ -225,7 +230,10 @@ class Store:
                 rows = np.array([known[w] for w in wanted], np.float32)
                 self._write(new, rows.reshape(-1, self.embedder.dim))
         removed = {c.id for c in old} - {c.id for c in new}
-        return Update(len(new), len(missing), len(removed), left_out, time.perf_counter() - start)
+        knows = getattr(self.embedder, "knows", lambda text: True)
+        strange = {c.path for c in new if not knows(c.text)}
+        return Update(len(new), len(missing), len(removed), left_out, time.perf_counter() - start,
+                      len(strange))
 
     def _write(self, chunks, vectors):
         "Write a generation, make it current, and sweep out those before the last."

@@ -44,8 +44,10 @@ def fold_system(tok,                   # a tokenizer with a chat template
     return [{**turns[0], "content": f"{system['content']}\n\n{turns[0]['content']}"}, *turns[1:]]
 
 # %% ../nbs/tools/15_templates.ipynb #dd58ccdf
-MARKS = re.compile(r"<[|｜][^|｜<>\n]{1,40}[|｜]>|<</?SYS>>|\[/?(?:INST|TOOL_CALLS)\]|</?s>"
-                   "|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>")   # of the common templates
+MARKS = re.compile(r"<[|｜]?[^|｜<>\n]{1,40}[|｜]>|<[|｜][\w▁]{1,40}>|<</?SYS>>|</?(?:s|think)>|"
+                   r"\[/?(?:INST|TOOL_CALLS|TOOL_RESULTS|AVAILABLE_TOOLS|SYSTEM_PROMPT|gMASK)\]|"
+                   r"</?tool_(?:call|response)>|<(?:start|end)_of_(?:turn|image)>|<sop>|"
+                   r"<(?:bos|eos|pad|unk|mask)>|<(?:unused|reserved_)\d+>")   # of usual templates
 
 def inert(text:str) -> str:
     "A text without the marks of chat templates: a space behind the first letter makes them text."

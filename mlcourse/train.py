@@ -115,6 +115,8 @@ def check_flags(flags:Flags) -> Flags:
         from huggingface_hub import get_token
         need(flags.push_to_hub.count("/") == 1, "--push_to_hub wants OWNER/NAME.")
         need(get_token(), "--push_to_hub needs a token that may write: run `hf auth login` once.")
+    need(not (Path(flags.output_dir)/"config.json").is_file(),
+         f"--output_dir {flags.output_dir} holds a model. Choose another folder.")
     check_shares(flags)
     return flags
 
@@ -374,14 +376,16 @@ def command(train:Callable,                # takes `Flags` and a `Progress`
             argv:list[str]|None=None,      # the command line's words when None
            ) -> int:                       # exit code: 0 done, 1 failed, 2 bad usage, 130 stopped
     "The `train_qlora` command around a training function."
-    from mlcourse.files import explain
+    from mlcourse.files import explain, is_fault
     flags = parse_flags(argv)
     try: train(flags, print_progress)
     except KeyboardInterrupt:
         print("Stopped. The checkpoints are whole: the same command with --resume goes on.",
               file=sys.stderr)
         return 130
-    except Exception as e: return explain(e)
+    except BaseException as e:
+        if not is_fault(e): raise
+        return explain(e)
     return 0
 
 # %% ../nbs/tools/07_train.ipynb #6518f9d7

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 from .assets import fetch, find_asset
-from .files import CourseError, Progress, boundary, cache_dir, no_progress, write_atomic
+from .files import (CourseError, Progress, UsageError, boundary, cache_dir, no_progress,
+                            write_atomic)
 from .label_formats import LabelSet, from_pictures, write_labels
 from .worlds import BASE_SHAPES, HARD, Picture, shapes
 
@@ -66,6 +67,8 @@ def write_yolo(pictures:Mapping[str, Sequence[Picture]],   # by split: train, va
               ) -> Path:               # data.yaml
     "Write pictures as a data set for Ultralytics: PNG files, and boxes in text files."
     folder = Path(folder).resolve()
+    if folder.is_dir() and any(folder.iterdir()) and not (folder/"data.yaml").is_file():
+        raise UsageError(f"{folder} holds something else. Give the name of a new folder.")
     shutil.rmtree(folder, ignore_errors=True)
     made = [p for split, some in pictures.items()
             for p in from_pictures(some, names, split, folder=folder)]

@@ -68,7 +68,18 @@ FILES = [
     UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), KeyError("hidden_size"),
     TypeError("'NoneType' object is not iterable"), IndexError("list index out of range"),
     AttributeError("'str' object has no attribute 'get'"), EOFError(), MemoryError()]
+def panic() -> BaseException:
+    "As libraries in Rust raise it: no `Exception`."
+    from tokenizers import Tokenizer
+    from tokenizers.models import BPE
+    spec = json.loads(Tokenizer(BPE()).to_str())
+    spec["normalizer"] = dict(type="Precompiled", precompiled_charsmap="AAAA")
+    try: Tokenizer.from_str(json.dumps(spec))
+    except BaseException as e: return e
+
+
 MODEL = [
+    panic(),
     errors.StrictDataclassFieldValidationError("num_hidden_layers",
                                                TypeError("expected int, got 'two'")),
     errors.StrictDataclassClassValidationError("heads", ValueError("does not divide")),
@@ -178,6 +189,12 @@ def test_a_boundary_says_what_and_why_and_the_next_step(name, tmp_path, monkeypa
         assert "\n" not in said and 20 < len(said) < 1500, said
         assert any(step in said for step in STEPS), said
         assert e.value.__cause__ is error, (name, error)
+
+
+def test_a_wish_to_stop_is_no_fault():
+    for stop in (KeyboardInterrupt, SystemExit, GeneratorExit):
+        with pytest.raises(stop), files.boundary("x cannot be loaded", "Try again."): raise stop
+    assert not isinstance(panic(), Exception) and files.is_fault(panic())
 
 
 def test_all_boundaries_are_tried(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ import yaml
 from mlcourse.assets import ASSETS, verify
 from mlcourse.cli import main
 from mlcourse.detect import training_lists
+from mlcourse.files import UsageError
 from mlcourse.standins import standins
 from mlcourse.worlds import HARD, NEW_SHAPES, shapes
 from mlcourse.yolo import write_yolo
@@ -51,6 +52,16 @@ def test_missing_yaml(tmp_path): assert "There is no" in refused(tmp_path / "non
 def test_no_pictures(tmp_path):
     (tmp_path / "data.yaml").write_text("names: [a]\ntrain: images/train\nval: images/val\n")
     assert "train has 0 pictures" in refused(tmp_path / "data.yaml")
+
+
+def test_the_data_yaml_is_not_written_over(data, tmp_path):
+    before = data.read_bytes()
+    said = refused(data, "--output_dir", data.parent)
+    assert "would be overwritten" in said and data.read_bytes() == before
+    (tmp_path / "notes.md").write_text("mine")
+    with pytest.raises(UsageError, match="holds something else"):
+        write_yolo({}, tmp_path, NEW_SHAPES)
+    assert (tmp_path / "notes.md").read_text() == "mine"
 
 
 def test_class_beyond_names(data, tmp_path):

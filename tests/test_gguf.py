@@ -16,6 +16,7 @@ import torch
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mlcourse import gguf as ship, gguf_file as export
+from mlcourse.files import UsageError
 from mlcourse.hub import models, thin_model
 
 LLAMA3 = dict(rope_type="llama3", rope_theta=10000.0, factor=8.0, low_freq_factor=1.0,
@@ -199,6 +200,19 @@ def test_merge_and_its_refusals(model, tmp_path, monkeypatch):
     assert not (tmp_path/"x").exists()
 
 
+def test_no_input_is_written_over(tmp_path):
+    folder = tiny_llama(tmp_path/"m")
+    shutil.copytree(folder, tmp_path/"a/adapter")
+    (tmp_path/"a/adapter/adapter_config.json").write_text("{}")
+    before = sorted(tmp_path.rglob("*"))
+    for out in (folder/"model.safetensors", folder, tmp_path):
+        with pytest.raises(UsageError, match="overwritten"): export.export_gguf(folder, out)
+    for out in (folder, tmp_path, tmp_path/"a", tmp_path/"a/adapter"):
+        with pytest.raises(UsageError, match="overwritten"):
+            ship.merge(folder, tmp_path/"a/adapter", out)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_modelfile_reads_back(tmp_path):
     (tmp_path/"m.gguf").write_bytes(b"")
     found = ship.read_modelfile(ship.modelfile(tmp_path/"m.gguf", byte_tokenizer(), 512, 0.5))
@@ -337,6 +351,69 @@ def test_weights_and_a_config_of_two_models(tmp_path):
     config = json.loads((folder/"config.json").read_text())
     (folder/"config.json").write_text(json.dumps(config | dict(hidden_size=128)))
     with said("not of one model"): export.export_gguf(folder, tmp_path/"x.gguf")
+
+
+def without(name): return lambda w: w.pop(name)
+def transposed(name): return lambda w: w.update({name: w[name].T.contiguous()})
+def stored_as(name, dtype): return lambda w: w.update({name: w[name].to(dtype)})
+
+
+UP, NORM = "model.layers.1.mlp.up_proj.weight", "model.norm.weight"
+
+
+BIAS = UP.replace("weight", "bias")
+
+
+@pytest.mark.parametrize("change, says", [
+    (without(UP), "not whole: 1 tensors.*up_proj"), (without(NORM), "model.norm.weight has"),
+    (without("lm_head.weight"), "lm_head"), (without("model.embed_tokens.weight"), "embed_tokens"),
+    (lambda w: w.update({BIAS: w[NORM].clone()}), "should have none"),
+    (transposed(UP), "should have"), (stored_as(UP, torch.int8), "stored as I8"),
+    (stored_as(UP, torch.float8_e4m3fn), "packed")])
+def test_every_tensor_of_the_model_is_there_and_no_other(tmp_path, change, says):
+    from safetensors.torch import load_file, save_file
+    folder = tiny_llama(tmp_path/"m")
+    weights = load_file(folder/"model.safetensors")
+    change(weights)
+    save_file(weights, folder/"model.safetensors", metadata=dict(format="pt"))
+    with said(says): export.export_gguf(folder, tmp_path/"x.gguf")
+
+
+@pytest.mark.parametrize("change", [dict(num_hidden_layers=3), dict(num_hidden_layers=1),
+                                    dict(num_key_value_heads=4), dict(intermediate_size=64),
+                                    dict(attention_bias=True), dict(vocab_size=300),
+                                    dict(rope_parameters=PLAIN | dict(partial_rotary_factor=0.5))])
+def test_a_config_of_another_model(tmp_path, change):
+    folder = tiny_llama(tmp_path/"m")
+    config = json.loads((folder/"config.json").read_text())
+    (folder/"config.json").write_text(json.dumps(config | change))
+    with said("not of one model|a part of each head"):
+        export.export_gguf(folder, tmp_path/"x.gguf")
+
+
+@pytest.mark.parametrize("name", [
+    lambda name: name.replace(".model.model.", ".model.language_model."),   # another prefix
+    lambda name: name.replace("layers.1", "layers.7"),                      # a deeper model's
+    lambda name: None if "layers.1" in name else name])                     # half is lost
+def test_an_adapter_of_another_model_is_not_merged_in_part(tmp_path, name):
+    "peft leaves out what has no layer, with a warning or without."
+    from peft import LoraConfig, get_peft_model
+    from safetensors.torch import load_file, save_file
+    folder = tiny_llama(tmp_path/"m")
+    lora = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    get_peft_model(LlamaForCausalLM.from_pretrained(folder), lora).save_pretrained(tmp_path/"a")
+    file = tmp_path/"a"/"adapter_model.safetensors"
+    kept = {name(n): w for n, w in load_file(file).items() if name(n)}
+    save_file(kept, file, metadata=dict(format="pt"))
+    with said("does not fit this model"): ship.merge(folder, tmp_path/"a", tmp_path/"x")
+    assert not (tmp_path/"x").exists()
+
+
+def test_a_tokenizer_that_ends_nothing(tmp_path):
+    (tmp_path/"m.gguf").write_bytes(b"")
+    tok = byte_tokenizer()
+    tok.eos_token = None
+    with said("eos_token"): ship.modelfile(tmp_path/"m.gguf", tok)
 
 
 @pytest.mark.parametrize("what", ["cut", "pointer"])

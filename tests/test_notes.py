@@ -76,6 +76,22 @@ def test_no_passage_is_without_a_bound(name, line):
     assert kept == "".join((line + "The end.").split())
 
 
+def test_a_picture_within_a_text_is_not_indexed(tmp_path):
+    "And the page behind a citation has the same lines."
+    from mlcourse.agent import source_page
+    picture = f"![a mill](data:image/png;base64,{'iVBORw0KGgo' * 900}) beside it"
+    (tmp_path / "a.md").write_text(f"# Mill\n\n{picture}\n\nIt has five sails.")
+    cells = [dict(cell_type="markdown", source=f"# Mill\n\n{picture}"),
+             dict(cell_type="code", source="sails = 5")]
+    (tmp_path / "b.ipynb").write_text(json.dumps(dict(cells=cells), indent=1))
+    chunks = ingest(tmp_path)
+    assert len(chunks) == 2 and not any("iVBOR" in c.text for c in chunks)
+    for c, fact in zip(chunks, ("five sails", "sails = 5")):
+        assert fact in c.text and "iVBOR" not in source_page(tmp_path, c.path)
+        lines = source_page(tmp_path, c.path, c.start, c.end).split("<mark>")[1:]
+        assert any(fact in line for line in lines)
+
+
 def test_many_lines_of_output_are_no_delay():
     code = [f"x{i} = {i}\n" for i in range(2_000)]
     cells = [dict(cell_type="code", source=code, outputs=[dict(text=["\n", "0\n"] * 30_000)])]

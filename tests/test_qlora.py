@@ -41,6 +41,12 @@ def test_flags_that_make_no_sense(change):
         check_flags(Flags("m", "d.jsonl", "out", **change))
 
 
+def test_the_model_s_folder_takes_no_adapter(tmp_path):
+    (tmp_path/"config.json").write_text("{}")
+    with pytest.raises(FlagError, match="holds a model"):
+        check_flags(Flags(str(tmp_path), "d.jsonl", str(tmp_path)))
+
+
 def test_bad_usage_exits_2(capsys):
     with pytest.raises(SystemExit) as e: main(["--model_name", "m"])
     assert e.value.code == 2

@@ -8,13 +8,14 @@ import pytest
 from mlcourse.assets import STANDINS
 from mlcourse.evals import is_refusal, sentences, support, supported, unsupported, words
 from mlcourse.notes import decode_named, read_folder
-from mlcourse.rag import GATES, answer, island_notes
+from mlcourse.rag import GATES, answer, island_notes, verify_citations
 from mlcourse.search import BM25, Embedder, Retriever, Store, tokenize
 from test_search import Letters
 
 CASES = json.loads((Path(__file__).parent / "rag_languages.json").read_text("utf-8"))
 NOTES, TEXTS = CASES["notes"], CASES["encodings"]
 ASKED = CASES["asked"]   # question, file, true sentence, false sentences
+LANGUAGES = CASES["languages"]
 VILLAGE = CASES["village"]   # a folder and 32 questions a script: question, file, the words
 
 
@@ -65,6 +66,15 @@ def test_questions_in_chinese_are_found_among_notes_in_english(script, tmp_path)
     assert ranks.count(0) / len(asked) >= .85, ranks                     # 0.97
 
 
+def test_notes_that_the_embedder_cannot_read_are_told_once(tmp_path):
+    for name in "ab": (tmp_path / f"{name}.md").write_text("灯塔高三十一米。", "utf-8")
+    (tmp_path / "c.md").write_text("The tower is 31 metres high.")
+    done = Store(tmp_path / "store", Blind()).update(tmp_path)
+    assert done.strange == 2 and "2 notes are in a script" in done.warning()
+    (tmp_path / "a.md").unlink(), (tmp_path / "b.md").unlink()
+    assert Store(tmp_path / "store", Blind()).update(tmp_path).warning() == ""
+
+
 def test_true_sentences_are_kept_and_false_ones_never(script):
     retriever, asked = script
     gate, answered = GATES[STANDINS["embedder"]], 0
@@ -86,6 +96,36 @@ def test_a_set_of_forty_false_sentences():
         for _, file, true, _ in asked:
             passage = NOTES[script][file]
             assert support(true, passage) == 1.0 and supported(true, passage), true
+
+
+@pytest.mark.parametrize("name", LANGUAGES)
+def test_where_no_rules_are_only_a_quotation_counts(name):
+    "In the languages that the course has no word lists for: Thai, Arabic, Korean, German, …"
+    case = LANGUAGES[name]
+    assert [s for s in case["false"] if supported(s, case["passage"])] == []
+    assert all(supported(s, case["passage"]) for s in case["true"])
+    assert not supported(case["passage"] + " " + case["false"][0], case["passage"])
+
+
+@pytest.mark.parametrize("name", [name for name, case in LANGUAGES.items() if case["asked"]])
+def test_inflected_words_are_found(name):
+    "By stems, or by characters where particles grow to words, as in Korean."
+    index = BM25(LANGUAGES[name]["notes"])
+    first = [(index.search(q, 1) or [(None, 0)])[0][0] == right
+             for q, right in LANGUAGES[name]["asked"]]
+    assert sum(first) >= len(first) - 1, first
+
+
+def test_the_certified_sentence_ends_once_in_every_script():
+    text, used = verify_citations("गुलाबों को पानी चाहिए। सर्वर सुनता है।",
+                                  ["गुलाबों को पानी चाहिए। सर्वर सुनता है।"])
+    assert text == "गुलाबों को पानी चाहिए [1]. सर्वर सुनता है [1]." and used == [1]
+
+
+def test_not_in_any_spelling():
+    for no in ("doesn't", "doesn\u2019t", "does not"):
+        assert not supported(f"The server {no} listen on port 8443.",
+                             "The server listens on port 8443.")
 
 
 @pytest.mark.parametrize("text, expected", [
@@ -117,6 +157,23 @@ def test_old_encodings_are_read_and_said_to_be_guesses(tmp_path, encoding):
     texts, left_out = read_folder(tmp_path)
     assert texts == {"note.md": text, "plain.md": "灯塔"}
     assert list(left_out) == ["note.md"] and "guess" in left_out["note.md"]
+
+
+@pytest.mark.parametrize("encoding", [e for e in TEXTS if e != "cp1252"])
+def test_a_line_in_an_old_encoding_among_english_ones(encoding):
+    english = "# Note\n\nThe list for the office, written by Anna in May, for anybody to read.\n"
+    text, guess = decode_named((english + TEXTS[encoding]).encode(encoding))
+    assert text == english + TEXTS[encoding] and guess
+
+
+@pytest.mark.parametrize("text", ["备份", "今天下雨", "编号七", "密码是4411"])
+def test_a_few_characters_are_read_as_the_more_usual(text):
+    assert decode_named(text.encode("gbk")) == (text, "gb18030")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32", "iso2022_jp"])
+def test_what_names_itself_is_no_guess(encoding):
+    assert decode_named("灯台\r\n".encode(encoding)) == ("灯台\n", "")
 
 
 def test_one_bad_byte_costs_one_character():

@@ -186,6 +186,22 @@ def test_a_flood_of_output_loses_no_metric(tmp_path, run):
 
 
 @pytest.mark.slow
+def test_a_flood_of_pictures_loses_none(tmp_path, run):
+    "More messages than a line holds make the kernel wait; the cell's end is never among the lost."
+    write(tmp_path, "nb/01_shows", "from IPython.display import HTML, display\n"
+          "from mlcourse.record import record\n"
+          "for i in range(4_000): display(HTML(f'<b>{i}</b>'))\nrecord('middle', 1)",
+          "record('last', 1)")
+    code, out, err = run("nb", "--out", "out")
+    row = report(tmp_path / "out")["notebooks"][0]
+    assert (code, row["status"], [*row["metrics"]]) == (0, "ok", ["middle", "last"]), out + err
+    cells = nbformat.read(tmp_path / "out/nb/01_shows.ipynb", as_version=4).cells
+    shown = [o.get("data", {}) for c in cells if c.cell_type == "code" for o in c.outputs]
+    assert sum("<b>" in data.get("text/html", "") for data in shown) == 4_000
+    assert row["seconds"] < 50   # 60 is how long the runner waits for a message that is lost
+
+
+@pytest.mark.slow
 def test_kernel_is_ours_and_clean(tmp_path, run):
     "The running Python whatever kernels there are, its own environment, and nothing left behind."
     spec = tmp_path / "share/kernels/python3/kernel.json"
