@@ -24,7 +24,7 @@ from .train import last_checkpoint, seal
 
 # %% auto #0
 __all__ = ['TARGETS', 'KEEPS', 'OPTIMS', 'open_pipeline', 'sample', 'Encoded', 'encode_texts', 'encode', 'LoraSettings',
-           'add_lora', 'snr_weights', 'step_loss', 'train_lora', 'save_lora', 'thin_sd15', 'Leak', 'leak_meter']
+           'add_lora', 'snr_weights', 'step_loss', 'train_lora', 'save_lora', 'Leak', 'leak_meter', 'thin_sd15']
 
 # %% ../nbs/week4/03_sd_lora.ipynb #5d100008
 #| code-fold: true
@@ -185,6 +185,8 @@ def _save(unet, optimizer, folder:Path, losses:list[float], name:str):
     for old in found[:-2]: shutil.rmtree(old)
 
 # %% ../nbs/week4/03_sd_lora.ipynb #5d100015
+#| code-fold: true
+#| code-summary: "The loss of one step"
 def step_loss(unet, scheduler, own:Encoded, kept:Encoded|None, s:LoraSettings, g) -> Tensor:
     "Noise is added, the U-Net asked what it was, and the squared error of each picture weighed."
     def answer(x, t, texts):
@@ -257,6 +259,28 @@ def save_lora(pipe, path:str|Path, name:str="style") -> Path:
         unet_lora_adapter_metadata=about | dict(target_modules=sorted(about["target_modules"])))
     return path.with_name(f"new-{path.name}").replace(path)
 
+# %% ../nbs/week4/03_sd_lora.ipynb #5d10001c
+@dataclass(frozen=True)
+class Leak:
+    "How much of a style shows: shares of pictures, from 0 to 1."
+    with_trigger: float
+    without: float   # the leak
+    content: float   # shape and colour are right, with the trigger
+
+def leak_meter(pipe, pairs:Sequence[tuple[str, str]],   # colours and shapes to ask for
+               trigger:str, style:str,                  # style: one of `STYLES`
+               **settings,                              # of `sample`
+              ) -> Leak:
+    "Ask for the same things with the trigger and without it, and let the judge look."
+    asked, model = [prompt(*pair) for pair in pairs], judge()
+    def seen(prompts):
+        pictures = sample(pipe, prompts, **settings)
+        return judged(F.interpolate(pictures, (32, 32), mode="area"), model)
+    kinds, colours, with_it = seen([f"{trigger} {p}" for p in asked])
+    right = sum(pair == found for pair, found in zip(pairs, zip(colours, kinds)))
+    without = seen(asked)[2]
+    return Leak(*(n / len(pairs) for n in (with_it.count(style), without.count(style), right)))
+
 # %% ../nbs/week4/03_sd_lora.ipynb #5d100017
 #| code-fold: true
 #| code-summary: "A thin SD 1.5"
@@ -281,25 +305,3 @@ def thin_sd15(folder:Path) -> None:
     write_json(Path(folder)/"model_index.json", index | dict(   # the hub names these two
         safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
         feature_extractor=["transformers", "CLIPImageProcessor"]))
-
-# %% ../nbs/week4/03_sd_lora.ipynb #5d10001c
-@dataclass(frozen=True)
-class Leak:
-    "How much of a style shows: shares of pictures, from 0 to 1."
-    with_trigger: float
-    without: float   # the leak
-    content: float   # shape and colour are right, with the trigger
-
-def leak_meter(pipe, pairs:Sequence[tuple[str, str]],   # colours and shapes to ask for
-               trigger:str, style:str,                  # style: one of `STYLES`
-               **settings,                              # of `sample`
-              ) -> Leak:
-    "Ask for the same things with the trigger and without it, and let the judge look."
-    asked, model = [prompt(*pair) for pair in pairs], judge()
-    def seen(prompts):
-        pictures = sample(pipe, prompts, **settings)
-        return judged(F.interpolate(pictures, (32, 32), mode="area"), model)
-    kinds, colours, with_it = seen([f"{trigger} {p}" for p in asked])
-    right = sum(pair == found for pair, found in zip(pairs, zip(colours, kinds)))
-    without = seen(asked)[2]
-    return Leak(*(n / len(pairs) for n in (with_it.count(style), without.count(style), right)))
