@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from .course import command
-from .llm import next_token_probs
+from .sampling import next_token_probs
 from .tinylm import (Attention, ModernAttention, ModernBlock, ModernLM, TinyLMError,
                              rms_norm, rotate)
 

@@ -149,19 +149,29 @@ TALK = [dict(role="user", content="What is 7 times 8?"), dict(role="assistant", 
 TASK = dict(role="system", content="Answer with a number.")
 
 
+def greedy(model, ids, n: int, **options) -> list[int]:
+    "The likeliest tokens after a prompt."
+    import torch
+    told = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=n,
+                          do_sample=False, repetition_penalty=1.0, **options)
+    return told[0, ids.shape[1]:].tolist()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "nf4", "int8"])
 @pytest.mark.parametrize("name", CHAT)
 def test_every_model_loads_and_answers(name, precision):
     import torch
-    from mlcourse.llm import encode, generate, load, stop_ids
+    from mlcourse.llm import encode, load
     model, tok = load(str(thin_model(name)), precision)
     ids = encode(tok, "What is 7 times 8?")
     begun = ids[0].tolist().count(tok.bos_token_id)   # once, and by the template
     assert begun == ("bos_token" in tok.chat_template)
-    assert set(stop_ids(model)) >= {i for i in [tok.eos_token_id] if i is not None}
+    ends = model.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    assert tok.eos_token_id is None or tok.eos_token_id in ends
     with torch.inference_mode(): assert bool(model(ids).logits.isfinite().all())
-    assert len(list(generate(model, ids, 4, stop=stop_ids(model)))) <= 4
+    assert 1 <= len(greedy(model, ids, 4)) <= 4
 
 
 @pytest.mark.slow
@@ -169,14 +179,14 @@ def test_every_model_loads_and_answers(name, precision):
 @pytest.mark.parametrize("name", CHAT)
 def test_every_model_runs_with_its_blocks_on_disk(name, precision, tmp_path):
     "Twice: what is brought in for the first pass must be brought in again."
-    from mlcourse.llm import encode, generate, load
+    from mlcourse.llm import encode, load
     folder = str(thin_model(name))
     model, tok = load(folder, "bf16")
     ids = encode(tok, "What is 7 times 8?")
-    wanted = list(generate(model, ids, 4))
+    wanted = greedy(model, ids, 4)
     model, _ = load(folder, precision, max_memory={"cpu": "1KB"}, offload_folder=tmp_path)
     assert "disk" in model.hf_device_map.values()
-    for _ in range(2): assert list(generate(model, ids, 4)) == wanted
+    for _ in range(2): assert greedy(model, ids, 4) == wanted
 
 
 @pytest.mark.slow
@@ -184,7 +194,7 @@ def test_every_model_runs_with_its_blocks_on_disk(name, precision, tmp_path):
 @pytest.mark.parametrize("name", CHAT)
 def test_every_model_runs_by_an_explicit_map(name, precision, tmp_path):
     "Packed blocks on the first device, the rest in 16 bits on disk; twice."
-    from mlcourse.llm import encode, generate, load, spread_layers
+    from mlcourse.llm import encode, load, spread_layers
     from transformers import AutoConfig
     folder = str(thin_model(name))
     config = AutoConfig.from_pretrained(folder)
@@ -194,7 +204,7 @@ def test_every_model_runs_by_an_explicit_map(name, precision, tmp_path):
     room = next(kb for kb in range(50, 5000, 10) if split(kb))
     model, tok = load(folder, precision, {"cpu": f"{room}KB"}, tmp_path)
     ids = encode(tok, "What is 7 times 8?")
-    first, second = (list(generate(model, ids, 4)) for _ in range(2))
+    first, second = (greedy(model, ids, 4) for _ in range(2))
     assert first == second
 
 
@@ -267,7 +277,7 @@ def test_a_look_alike_goes_all_the_way(name, tmp_path):
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from mlcourse.gguf import merge, next_logprobs, reference_logprobs, tokenize
     from mlcourse.gguf_file import export_gguf
-    from mlcourse.llm import encode, generate, llama_cpp, load
+    from mlcourse.llm import encode, llama_cpp, load
     from mlcourse.qlora import Flags, train
     config = AutoConfig.from_pretrained(thin_model(name))
     for key, value in ODD[name].items(): setattr(config, key, value)
@@ -280,7 +290,7 @@ def test_a_look_alike_goes_all_the_way(name, tmp_path):
     assert len(list((tmp_path / "base").glob("*.safetensors"))) > 1
     for precision in ("nf4", "int8"):
         packed, _ = load(str(tmp_path / "base"), precision)
-        assert len(list(generate(packed, encode(tok, TALK[0]["content"]), 3))) == 3
+        assert len(greedy(packed, encode(tok, TALK[0]["content"]), 3, min_new_tokens=3)) == 3
     data = tmp_path / "pairs.jsonl"
     data.write_text("\n".join([json.dumps(dict(messages=[TASK, *TALK]))] * 4))
     flags = Flags(str(tmp_path / "base"), str(data), str(tmp_path / "lora"), load_in_4bit=True,
