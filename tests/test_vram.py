@@ -276,16 +276,24 @@ def test_media_by_name(command):
 
 # ---------------------------------------------------------------- beside measurements
 
+def against(rows: list[dict]) -> list[dict]:
+    "Errors of the predictions for measured rows, percent."
+    def error(predicted, measured): return 100 * (predicted / measured - 1)
+    found = [(row, vram.predict(vram.plan_of(row))) for row in rows]
+    return [dict(peak_error_pct=error(p.peak_allocated_mib, row["peak_allocated_mib"]),
+                 process_error_pct=error(p.process_mib, row["process_mib"])) for row, p in found]
+
+
 @pytest.mark.slow
 def test_a_measured_row():
     row = next(r for r in t4_rows() if "135M" in r["model_id"] and r["seq_len"] == 512)
-    found, = vram.against([row])
+    found, = against([row])
     assert abs(found["peak_error_pct"]) < 0.3 and abs(found["process_error_pct"]) < 3
 
 
 @pytest.mark.slow
 def test_all_measured_rows():
-    found = vram.against(t4_rows())
+    found = against(t4_rows())
     peak, process = ([abs(f[k]) for f in found] for k in ("peak_error_pct", "process_error_pct"))
     assert len(found) == 57
     assert sum(peak) / 57 <= 0.05 and max(peak) < 0.3
@@ -295,7 +303,7 @@ def test_all_measured_rows():
 
 @pytest.mark.slow
 def test_rows_that_no_number_was_fitted_to():
-    errors = [f["process_error_pct"] for f in vram.against(measured_rows("t4_held.csv"))]
+    errors = [f["process_error_pct"] for f in against(measured_rows("t4_held.csv"))]
     assert len(errors) == 12
     assert min(errors) > -3 and max(errors) < 6   # small Qwen models were 8 to 12 % low once
 
