@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from .files import CourseError
 from .instruct import encode_pair
 from .templates import chat_ids, fold_system
-from .train import dataset, plain_attention
+from .train import dataset, plain_attention, score_answers_only
 
 class PreferenceError(CourseError, ValueError):
     "Pairs that cannot be trained on; the message says why."
@@ -135,6 +135,7 @@ def train_dpo(model, tok,                 # from `mlcourse.llm.load`
     trainer = DPOTrainer(model, args=args, train_dataset=dataset(rows), processing_class=tok,
                          peft_config=lora(model, lora_r, lora_alpha, top_layers))
     trainer.precompute_ref_logps = True   # they are in the rows
+    score_answers_only()
     trainer.remove_callback(PrinterCallback)
     with plain_attention(trainer.model, longest): trainer.train()
     losses = [h["loss"] for h in trainer.state.log_history if "loss" in h]
