@@ -4,9 +4,7 @@
 
 # %% ../nbs/week2/03_preference.ipynb #835cdf8f
 from __future__ import annotations
-import json, math, os
-from collections.abc import Callable, Iterable
-from itertools import chain
+import math
 from pathlib import Path
 
 import torch
@@ -16,23 +14,46 @@ from torch.nn.utils.rnn import pad_sequence
 from .files import CourseError
 from .instruct import encode_pair
 from .templates import chat_ids, fold_system
-from .train import dataset, plain_attention
-
-# %% auto #0
-__all__ = ['QUESTION', 'CALL', 'WAIT', 'URGENT', 'folded', 'PreferenceError', 'make_pair', 'on_call_pairs', 'choice_logps',
-           'answer_logps', 'pair_logps', 'dpo_loss', 'lora', 'train_dpo', 'train_grpo']
-
-# %% ../nbs/week2/03_preference.ipynb #95bd4299
-QUESTION = "Urgent?"                                        # the system message
-CALL, WAIT = "Call somebody now.", "Wait until morning."    # as many tokens each, for both models
-URGENT = ("disk_full", "out_of_memory", "login_failed")     # what is worth a call
-
-def folded(tok, pair:dict) -> dict:
-    "A pair whose prompt the template takes, with an answer behind it too (Gemma, Mistral)."
-    return pair | dict(prompt=fold_system(tok, pair["prompt"] + pair["chosen"])[:-1])
+from .train import dataset, plain_attention, score_answers_only
 
 class PreferenceError(CourseError, ValueError):
     "Pairs that cannot be trained on; the message says why."
+
+# %% auto #0
+__all__ = ['PreferenceError', 'pair_logps', 'make_pair', 'dpo_loss', 'lora', 'train_dpo']
+
+# %% ../nbs/week2/03_preference.ipynb #a0394317
+#| code-fold: true
+#| code-summary: "The same for many pairs at once; each prompt is read once for both answers"
+@torch.inference_mode()
+def pair_logps(model, tok,
+               pairs:list[dict],      # from `make_pair`
+               batch_size:int=16,     # pairs at a time
+              ) -> Tensor:            # shape (n, 2): chosen and rejected, in nats
+    "Log-probabilities of both answers of each pair, their stop token included, summed."
+    def padded(rows, side, fill=0):
+        rows = pad_sequence([torch.tensor(r) for r in rows], True, fill, side)
+        return rows.to(model.device)
+    def cut(pair, side):   # ids before the answer, and of it, as the template writes them
+        row = encode_pair(tok, pair["prompt"] + pair[side])
+        told = [i for i, label in enumerate(row["labels"]) if label != -100]
+        return row["input_ids"][:told[0]], row["input_ids"][told[0]:told[-1] + 1]
+    found = []
+    for i in range(0, len(pairs), batch_size):
+        cuts = [cut(p, side) for p in pairs[i:i + batch_size] for side in ("chosen", "rejected")]
+        asked, said = [before for before, _ in cuts[::2]], [answer for _, answer in cuts]
+        mask, valid = padded([[1] * len(r) for r in asked], "left"), padded(
+            [[1] * len(r) for r in said], "right")
+        first = model(input_ids=padded(asked, "left", tok.eos_token_id), attention_mask=mask,
+                      logits_to_keep=1, use_cache=True)
+        first.past_key_values.batch_repeat_interleave(2)   # the prompt once more for each answer
+        x, mask = padded(said, "right"), torch.cat([mask.repeat_interleave(2, 0), valid], 1)
+        rest = model(input_ids=x[:, :-1], attention_mask=mask[:, :-1],
+                     past_key_values=first.past_key_values)
+        logits = torch.cat([first.logits.repeat_interleave(2, 0), rest.logits], 1).float()
+        logps = logits.log_softmax(-1).gather(2, x[..., None])[..., 0]
+        found.append((logps * valid).sum(1).view(-1, 2).cpu())
+    return torch.cat(found)
 
 # %% ../nbs/week2/03_preference.ipynb #41ae87b6
 def make_pair(prompt:list[dict],  # chat messages, the user's last
@@ -49,67 +70,6 @@ def make_pair(prompt:list[dict],  # chat messages, the user's last
     def said(text): return [dict(role="assistant", content=text)]
     return dict(prompt=prompt, chosen=said(chosen), rejected=said(rejected))
 
-def on_call_pairs(rows:Iterable[dict],   # log lines, from `mlcourse.instruct.from_logs`
-                  n:int,                 # how many pairs
-                 ) -> list[dict]:        # equally many of each event; every second one is urgent
-    "Pairs of the on-call rule. Raises `PreferenceError` if there are too few lines of some event."
-    by_event: dict[str, list[dict]] = {}
-    for row in rows:
-        event = json.loads(row["messages"][-1]["content"])["event"]
-        prompt = [dict(role="system", content=QUESTION), row["messages"][-2]]
-        answers = (CALL, WAIT) if event in URGENT else (WAIT, CALL)
-        by_event.setdefault(event, []).append(make_pair(prompt, *answers))
-    each = n // len(by_event)
-    for event, found in by_event.items():
-        if len(found) >= each: continue
-        raise PreferenceError(f"There are {len(found)} lines of {event}, and {each} are wanted. "
-                              "Prepare more lines with make_logs.")
-    urgent, other = [e for e in by_event if e in URGENT], [e for e in by_event if e not in URGENT]
-    in_turn = list(chain.from_iterable(zip(urgent, other, strict=True)))
-    return [by_event[event][i] for i in range(each) for event in in_turn]
-
-# %% ../nbs/week2/03_preference.ipynb #a0394317
-@torch.inference_mode()
-def choice_logps(model, tok,
-                 prompts:list[list[dict]],   # chat messages
-                 answers:list[list[str]],    # for each prompt, equally many to choose from
-                 batch_size:int=16,          # prompts at a time
-                ) -> Tensor:                 # shape (prompts, answers), in nats
-    "Log-probability of each answer, its stop token included, summed; a prompt is read once."
-    def padded(rows, side, fill=0):
-        rows = pad_sequence([torch.tensor(r) for r in rows], True, fill, side)
-        return rows.to(model.device)
-    def cut(prompt, answer):   # ids before the answer, and of it, as the template writes them
-        row = encode_pair(tok, [*prompt, dict(role="assistant", content=answer)])
-        told = [i for i, label in enumerate(row["labels"]) if label != -100]
-        return row["input_ids"][:told[0]], row["input_ids"][told[0]:told[-1] + 1]
-    cuts = [[cut(p, a) for a in some] for p, some in zip(prompts, answers, strict=True)]
-    n, found = len(answers[0]), []
-    for i in range(0, len(cuts), batch_size):
-        rows = [some[0][0] for some in cuts[i:i + batch_size]]
-        said = [answer for some in cuts[i:i + batch_size] for _, answer in some]
-        mask, valid = (padded([[1] * len(r) for r in some], side)
-                       for some, side in ((rows, "left"), (said, "right")))
-        first = model(input_ids=padded(rows, "left", tok.eos_token_id), attention_mask=mask,
-                      logits_to_keep=1, use_cache=True)
-        first.past_key_values.batch_repeat_interleave(n)   # the prompt once more for each answer
-        x, mask = padded(said, "right"), torch.cat([mask.repeat_interleave(n, 0), valid], 1)
-        rest = model(input_ids=x[:, :-1], attention_mask=mask[:, :-1],
-                     past_key_values=first.past_key_values)
-        logits = torch.cat([first.logits.repeat_interleave(n, 0), rest.logits], 1).float()
-        logps = logits.log_softmax(-1).gather(2, x[..., None])[..., 0]
-        found.append((logps * valid).sum(1).view(-1, n).cpu())
-    return torch.cat(found)
-
-def answer_logps(model, tok, prompts:list[list[dict]], answers:list[str]) -> Tensor:   # shape (n,)
-    "Log-probability of one answer to each prompt."
-    return choice_logps(model, tok, prompts, [[a] for a in answers])[:, 0]
-
-def pair_logps(model, tok, pairs:list[dict]) -> Tensor:   # shape (n, 2): chosen, rejected
-    "Log-probabilities of both answers of each pair."
-    said = [[p[side][0]["content"] for side in ("chosen", "rejected")] for p in pairs]
-    return choice_logps(model, tok, [p["prompt"] for p in pairs], said)
-
 # %% ../nbs/week2/03_preference.ipynb #ed269997
 def dpo_loss(policy:Tensor,      # shape (n, 2): log-probabilities of chosen and rejected answers
              reference:Tensor,   # the same under the model at the start
@@ -121,6 +81,8 @@ def dpo_loss(policy:Tensor,      # shape (n, 2): log-probabilities of chosen and
     return -F.logsigmoid(margin).mean(), margin
 
 # %% ../nbs/week2/03_preference.ipynb #7a99ad8d
+#| code-fold: true
+#| code-summary: "The training: TRL's trainer, with the checks around it"
 def lora(model, lora_r:int=16, lora_alpha:int=32,
          top_layers:int=0,        # adapt the upper so many layers only; all when 0
         ):                        # a peft configuration
@@ -133,20 +95,11 @@ def lora(model, lora_r:int=16, lora_alpha:int=32,
     return LoraConfig(r=lora_r, lora_alpha=lora_alpha, lora_dropout=0.0, target_modules=names,
                       layers_to_transform=layers, task_type="CAUSAL_LM")
 
-def _train(trainer, longest:int):   # tokens of the longest sequence
-    "Train without lines of progress."
-    from transformers import PrinterCallback
-    trainer.remove_callback(PrinterCallback)
-    with plain_attention(trainer.model, longest): trainer.train()
-    return trainer
+def _folded(tok, pair:dict) -> dict:
+    "A pair whose prompt the template takes, with an answer behind it too (Gemma, Mistral)."
+    return pair | dict(prompt=fold_system(tok, pair["prompt"] + pair["chosen"])[:-1])
 
-def _settings() -> dict:
-    "What both trainers are told: a line a step, no checkpoints, nobody watches."
-    cuda = torch.cuda.is_available()
-    return dict(logging_steps=1, logging_nan_inf_filter=False, save_strategy="no", report_to="none",
-                bf16=cuda, use_cpu=not cuda, activation_checkpointing=cuda, disable_tqdm=True)
-
-def _check_lengths(tok, pairs:list[dict], max_length:int|None) -> int:   # tokens of the longest
+def _longest(tok, pairs:list[dict], max_length:int|None) -> int:   # tokens
     "What is cut is the end, which is the answer. Raises `PreferenceError` rather than cutting."
     lengths = [max(len(chat_ids(tok, p["prompt"] + p[side])) for side in ("chosen", "rejected"))
                for p in pairs]
@@ -160,57 +113,34 @@ def train_dpo(model, tok,                 # from `mlcourse.llm.load`
               pairs:list[dict],           # from `make_pair`, taken in this order
               output_dir:str|Path,        # folder for the adapter
               lora_r:int=16, lora_alpha:int=32, top_layers:int=0,
-              reference=None,             # `trainer.train_dataset` of an earlier run on these pairs
+              reference:Tensor|None=None, # `pair_logps` of these pairs, if they are there already
               **settings,                 # of `trl.DPOConfig`: beta, learning_rate, ...
              ):                           # TRL's trainer; `.model` is the policy
     "Train a LoRA on preference pairs. Raises `PreferenceError`, as for pairs that would be cut."
-    from unittest.mock import patch
+    from transformers import PrinterCallback
     from trl import DPOConfig, DPOTrainer
     if not pairs: raise PreferenceError("There are no pairs to train on.")
-    tok.pad_token = tok.pad_token or tok.eos_token
+    tok.pad_token, cuda = tok.pad_token or tok.eos_token, torch.cuda.is_available()
     usual = dict(learning_rate=5e-5, num_train_epochs=1, per_device_train_batch_size=1,
                  gradient_accumulation_steps=8, max_length=1024, lr_scheduler_type="cosine",
-                 warmup_steps=2, train_sampling_strategy="sequential",
-                 precompute_ref_log_probs=reference is None)   # it does not change: ask it once
-    args = DPOConfig(str(output_dir), **(_settings() | usual | settings))
-    pairs = [folded(tok, p) for p in pairs]
-    longest = _check_lengths(tok, pairs, args.max_length)
-    rows = dataset(pairs)
-    for name in ("ref_chosen_logps", "ref_rejected_logps") if reference else ():
-        rows = rows.add_column(name, reference[name])
-    with patch.dict(os.environ, TQDM_DISABLE="1"):
-        trainer = DPOTrainer(model, args=args, train_dataset=rows, processing_class=tok,
-                             peft_config=lora(model, lora_r, lora_alpha, top_layers))
-        trainer.precompute_ref_logps = True
-        _train(trainer, longest)
+                 warmup_steps=2, train_sampling_strategy="sequential", logging_steps=1,
+                 logging_nan_inf_filter=False, save_strategy="no", report_to="none", bf16=cuda,
+                 use_cpu=not cuda, activation_checkpointing=cuda, disable_tqdm=True)
+    args = DPOConfig(str(output_dir), **(usual | settings))
+    pairs = [_folded(tok, p) for p in pairs]
+    longest = _longest(tok, pairs, args.max_length)
+    if reference is None: reference = pair_logps(model, tok, pairs)   # it never changes
+    rows = [p | dict(ref_chosen_logps=c, ref_rejected_logps=r)
+            for p, (c, r) in zip(pairs, reference.tolist(), strict=True)]
+    trainer = DPOTrainer(model, args=args, train_dataset=dataset(rows), processing_class=tok,
+                         peft_config=lora(model, lora_r, lora_alpha, top_layers))
+    trainer.precompute_ref_logps = True   # they are in the rows
+    score_answers_only()
+    trainer.remove_callback(PrinterCallback)
+    with plain_attention(trainer.model, longest): trainer.train()
     losses = [h["loss"] for h in trainer.state.log_history if "loss" in h]
     bad = next((i for i, l in enumerate(losses, 1) if not math.isfinite(l)), None)
     if bad: raise PreferenceError(f"The loss is no number any more (the first bad step is {bad}). "
                                   "Lower learning_rate, or raise beta.")
     trainer.model.save_pretrained(output_dir)
     return trainer
-
-# %% ../nbs/week2/03_preference.ipynb #59fe08c9
-def train_grpo(model, tok, prompts:list[list[dict]],
-               reward:Callable,         # takes prompts and completions, gives a number for each
-               output_dir:str|Path,
-               prompts_per_step:int=4,
-               num_generations:int=8,   # answers to a prompt: a group
-               max_new_tokens:int=32, lora_r:int=16, lora_alpha:int=32, top_layers:int=0,
-               **settings,              # of `trl.GRPOConfig`: max_steps, learning_rate, seed, ...
-              ):                        # TRL's trainer
-    "A short GRPO run with TRL. Raises `PreferenceError` for a group of one."
-    from trl import GRPOConfig, GRPOTrainer
-    if num_generations < 2:
-        raise PreferenceError("A group needs at least two answers, or there is nothing to compare.")
-    usual = dict(learning_rate=2e-5, max_steps=30, temperature=1.0, beta=0.0,
-                 lr_scheduler_type="constant", num_generations=num_generations,
-                 per_device_train_batch_size=prompts_per_step * num_generations,
-                 max_completion_length=max_new_tokens)
-    args = GRPOConfig(str(output_dir), **(_settings() | usual | settings))
-    rows = dataset([dict(prompt=fold_system(tok, p)) for p in prompts])
-    asked = max(len(chat_ids(tok, p)) for p in rows["prompt"])
-    trainer = GRPOTrainer(model, reward_funcs=reward, args=args, train_dataset=rows,
-                          processing_class=tok,
-                          peft_config=lora(model, lora_r, lora_alpha, top_layers))
-    return _train(trainer, asked + max_new_tokens)

@@ -18,8 +18,8 @@ from .files import (CourseError, Progress, UsageError, boundary, digest, files_i
 # %% auto #0
 __all__ = ['OPTIMS', 'TRACKERS', 'MANIFEST', 'MAY_CHANGE', 'TrainError', 'FlagError', 'Flags', 'parse_flags', 'shares_weights',
            'check_shares', 'check_flags', 'print_progress', 'seal', 'damage', 'last_checkpoint', 'resume_from',
-           'is_main', 'dataset', 'plain_attention', 'make_trainer', 'RunPlan', 'Result', 'run_trainer', 'command',
-           'launch_configs', 'launch_command']
+           'is_main', 'dataset', 'plain_attention', 'score_answers_only', 'make_trainer', 'RunPlan', 'Result',
+           'run_trainer', 'command', 'launch_configs', 'launch_command']
 
 # %% ../nbs/tools/07_train.ipynb #cd122e2d
 class TrainError(CourseError):
@@ -239,6 +239,12 @@ def plain_attention(model,
     try: yield
     finally: model.set_attn_implementation(before)
 
+def score_answers_only():
+    "On a processor TRL scores every position; let it score those with a label, as on a card."
+    import torch
+    from trl.trainer import utils
+    if not torch.cuda.is_available(): utils._use_triton = lambda device: True
+
 def make_trainer(flags:Flags, model, tok,
                  rows:list[dict], dev:list[dict],   # `input_ids`, `labels`; dev may be empty
                  config, lora,                      # a `trl.SFTConfig`, a `peft.LoraConfig`
@@ -248,9 +254,7 @@ def make_trainer(flags:Flags, model, tok,
     import torch
     from transformers import PrinterCallback, set_seed
     from trl import SFTTrainer
-    from trl.trainer import utils
-    if not torch.cuda.is_available():             # TRL scores only labelled positions where Triton
-        utils._use_triton = lambda device: True   # is, elsewhere all; a processor can have it, too
+    score_answers_only()
     warnings.filterwarnings("ignore", message=".*checkpointing.*", category=FutureWarning)
     class Trainer(SFTTrainer):
         def training_step(self, *args, **kw):

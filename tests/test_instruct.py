@@ -4,8 +4,9 @@ import json, random, subprocess, sys, time
 import pytest
 from hypothesis import given, settings, strategies as st
 from mlcourse.chat_data import DataError, read_pairs, write_jsonl
-from mlcourse.instruct import (Seen, course_data, encode_pair, from_logs, jaccard, leaks, make_logs,
-                               pair, parse_record, prepare, shingles)
+from mlcourse.instruct import (course_data, encode_pair, from_logs, make_logs, pair, parse_record,
+                               prepare)
+from mlcourse.training_set import Seen, jaccard, leaks, shingles
 
 @given(st.text(max_size=80), st.text(max_size=80))
 @settings(deadline=None)

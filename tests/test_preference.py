@@ -1,8 +1,6 @@
 """Preference pairs, the DPO loss against TRL's own batches, short trainings of a random Llama."""
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -11,12 +9,6 @@ from mlcourse import preference as pref
 from test_gguf import byte_tokenizer
 
 FAST = dict(per_device_train_batch_size=4, gradient_accumulation_steps=1, lora_r=4, lora_alpha=8)
-
-
-def row(event, i=0):
-    record = json.dumps(dict(host=f"h{i}", event=event, subject="x"))
-    said = (("system", "s"), ("user", f"07:15 h{i} {event}"), ("assistant", record))
-    return dict(messages=[dict(role=role, content=content) for role, content in said])
 
 
 @pytest.fixture
@@ -36,16 +28,6 @@ def pairs():
     return [pref.make_pair(p, "yes", "nay") for p in prompts]
 
 
-def test_pairs_are_balanced_and_of_equal_length():
-    events = ("disk_full", "out_of_memory", "login_failed", "session", "restart", "timeout")
-    rows = [row(e, i) for i in range(5) for e in events]
-    found = pref.on_call_pairs(rows, 24)
-    chosen, rejected = ([p[side][0]["content"] for p in found] for side in ("chosen", "rejected"))
-    assert len(found) == 24 and chosen.count(pref.CALL) == chosen.count(pref.WAIT) == 12
-    assert all({a, b} == {pref.CALL, pref.WAIT} for a, b in zip(chosen, rejected))
-    with pytest.raises(pref.PreferenceError, match="are wanted"): pref.on_call_pairs(rows, 60)
-
-
 @pytest.mark.parametrize("role, chosen, rejected, why", [
     (None, "a", "b", "user's message"), ("assistant", "a", "b", "user's message"),
     ("user", " ", "b", "empty"), ("user", "a", "a ", "nothing to prefer")])
@@ -54,13 +36,30 @@ def test_pairs_that_are_none(role, chosen, rejected, why):
     with pytest.raises(pref.PreferenceError, match=why): pref.make_pair(prompt, chosen, rejected)
 
 
+def some_pairs():
+    "Prompts and answers of several lengths."
+    texts = ((1, "yes", "a longer answer"), (9, "a longer answer", "no"), (30, "no", "yes"))
+    return [pref.make_pair([dict(role="user", content="a" * n)], *said) for n, *said in texts]
+
+
 def test_log_probabilities_do_not_depend_on_the_batch(small):
     model, tok = small
-    prompts = [[dict(role="user", content="a" * n)] for n in (1, 9, 30)]
-    answers = ["yes", "a longer answer", "no"]
-    together = pref.answer_logps(model, tok, prompts, answers)
-    alone = torch.cat([pref.answer_logps(model, tok, [p], [a]) for p, a in zip(prompts, answers)])
+    together = pref.pair_logps(model, tok, some_pairs())
+    alone = torch.cat([pref.pair_logps(model, tok, [p]) for p in some_pairs()])
     assert torch.allclose(together, alone, atol=1e-4)
+
+
+def test_a_prompt_that_is_read_once_gives_what_whole_texts_give(small):
+    from mlcourse.instruct import encode_pair
+    model, tok = small
+    found = pref.pair_logps(model, tok, some_pairs())
+    for p, both in zip(some_pairs(), found.tolist(), strict=True):
+        for side, logp in zip(("chosen", "rejected"), both):
+            row = encode_pair(tok, p["prompt"] + p[side])
+            with torch.no_grad(): logits = model(torch.tensor([row["input_ids"]])).logits[0]
+            logps = logits[:-1].log_softmax(-1)
+            whole = sum(logps[t - 1, i] for t, i in enumerate(row["labels"]) if i != -100)
+            assert logp == pytest.approx(float(whole), abs=1e-4)
 
 
 def batch_logps(model, batch):
@@ -95,8 +94,6 @@ def test_loss_equals_trls(small, pairs, tmp_path, beta):
 
 def test_training_refuses_what_it_cannot_do(small, tmp_path):
     with pytest.raises(pref.PreferenceError, match="no pairs"): pref.train_dpo(*small, [], tmp_path)
-    with pytest.raises(pref.PreferenceError, match="at least two"):
-        pref.train_grpo(*small, [], len, tmp_path, num_generations=1)
 
 
 def test_only_the_upper_layers_are_adapted(small):
@@ -127,20 +124,6 @@ def test_a_loss_that_is_no_number_is_a_sentence(small, pairs, tmp_path):
     assert not (tmp_path/"a"/"adapter_model.safetensors").exists()
 
 
-@pytest.mark.slow
-def test_grpo_raises_its_reward(small, tmp_path):
-    "A reward that a random model earns at random: the share of the letter e."
-    model, tok = small
-    def letters(prompts, completions, **kw):
-        return [c[0]["content"].count("e") / 8 for c in completions]
-    prompts = [[dict(role="user", content="x")]] * 8
-    trainer = pref.train_grpo(model, tok, prompts, letters, tmp_path, prompts_per_step=4,
-                              num_generations=8, max_new_tokens=8, lora_r=4, lora_alpha=8,
-                              max_steps=25, learning_rate=2e-2)
-    rewards = [h["reward"] for h in trainer.state.log_history if "reward" in h]
-    assert sum(rewards[-5:]) > sum(rewards[:5])
-
-
 def test_pairs_that_would_be_cut_are_refused(small, pairs, tmp_path):
     long = pref.make_pair([dict(role="user", content="x" * 300)], "yes", "nay")
     with pytest.raises(pref.PreferenceError, match="1 of 9 pairs are longer than max_length"):
@@ -148,20 +131,12 @@ def test_pairs_that_would_be_cut_are_refused(small, pairs, tmp_path):
     assert not (tmp_path/"a").exists()
 
 
-def test_a_prompt_is_read_once_for_all_its_answers(small):
-    model, tok = small
-    prompts = [[dict(role="user", content="a" * n)] for n in (1, 9, 30)]
-    both = pref.choice_logps(model, tok, prompts, [["yes", "a longer answer"]] * 3)
-    for i, answer in enumerate(("yes", "a longer answer")):
-        alone = pref.answer_logps(model, tok, prompts, [answer] * 3)
-        assert torch.allclose(both[:, i], alone, atol=1e-4)
-
-
 @pytest.mark.slow
-def test_the_reference_of_an_earlier_run_gives_the_same_training(small, pairs, tmp_path):
+def test_a_reference_that_is_given_gives_the_same_training(small, pairs, tmp_path):
     model, tok = small
+    reference = pref.pair_logps(model, tok, pairs)
     first = pref.train_dpo(model, tok, pairs, tmp_path/"a", seed=1, **FAST)
-    reference, model = first.train_dataset, first.model.unload()
+    model = first.model.unload()
     second = pref.train_dpo(model, tok, pairs, tmp_path/"b", seed=1, reference=reference, **FAST)
     losses = [[h["loss"] for h in t.state.log_history if "loss" in h] for t in (first, second)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
