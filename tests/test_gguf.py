@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from mlcourse import gguf as ship, gguf_file as export
+from mlcourse import gguf as ship, gguf_file as export, ollama
 from mlcourse.files import UsageError
 from mlcourse.hub import models, thin_model
 
@@ -213,28 +213,26 @@ def test_no_input_is_written_over(tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_modelfile_reads_back(tmp_path):
+def test_a_modelfile_has_these_lines(tmp_path):
+    with said("no file"): ollama.modelfile(tmp_path/"m.gguf", byte_tokenizer())
     (tmp_path/"m.gguf").write_bytes(b"")
-    found = ship.read_modelfile(ship.modelfile(tmp_path/"m.gguf", byte_tokenizer(), 512, 0.5))
-    assert found["parameter"] == dict(stop=["<|im_end|>"], num_ctx=512, temperature=0.5)
-    assert found["from"] == "./m.gguf"
-    (tmp_path/"Modelfile").write_text("FROM ./n.gguf\n")
-    with said("no such file"): ship.read_modelfile(tmp_path/"Modelfile")
-    (tmp_path/"Modelfile").write_text("FROM ./m.gguf\nTEMPLAT x\n")
-    with said("no instruction"): ship.read_modelfile(tmp_path/"Modelfile")
+    text = ollama.modelfile(tmp_path/"m.gguf", byte_tokenizer(), 512).read_text()
+    assert text.startswith('FROM ./m.gguf\nTEMPLATE """')
+    assert text.endswith('"""\nPARAMETER stop "<|im_end|>"\nPARAMETER num_ctx 512\n'
+                         'PARAMETER temperature 0\n')
 
 
 def test_a_template_with_a_default_system_message_and_llama3s_form():
     tok = byte_tokenizer()
     tok.chat_template = ("{% if messages[0]['role'] != 'system' %}"
                          "<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}" + CHAT)
-    template, default = ship.go_template(tok)
+    template, default = ollama.go_template(tok)
     assert default == "Be kind."
     turns = [dict(role=r, content=c) for r, c in (("user", "a"), ("assistant", "b"), ("user", "c"))]
     wanted = tok.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    assert ship.render_go(template, [dict(role="system", content=default), *turns]) == wanted
+    assert ollama.render_go(template, [dict(role="system", content=default), *turns]) == wanted
     tok.chat_template = "{% for m in messages %}[{{ loop.index }}]{{ m['content'] }}{% endfor %}"
-    with said("by hand"): ship.go_template(tok)
+    with said("by hand"): ollama.go_template(tok)
 
 
 def test_a_template_without_a_system_turn_joins_it_to_the_first_question():
@@ -242,12 +240,12 @@ def test_a_template_without_a_system_turn_joins_it_to_the_first_question():
     from mlcourse.templates import fold_system
     tok = AutoTokenizer.from_pretrained(thin_model("google/gemma-7b-it"))
     turns = [dict(role=r, content=r[0]) for r in ("system", "user", "assistant", "user")]
-    template, _ = ship.go_template(tok)
+    template, _ = ollama.go_template(tok)
     wanted = tok.apply_chat_template(fold_system(tok, turns), tokenize=False,
                                      add_generation_prompt=True)
-    assert ship.render_go(template, turns) == wanted.removeprefix("<bos>")
+    assert ollama.render_go(template, turns) == wanted.removeprefix("<bos>")
     plain = tok.apply_chat_template(turns[1:], tokenize=False, add_generation_prompt=True)
-    assert ship.render_go(template, turns[1:]) == plain.removeprefix("<bos>")
+    assert ollama.render_go(template, turns[1:]) == plain.removeprefix("<bos>")
 
 
 def test_an_answer_ends_with_its_turn_in_ollama_too(tmp_path):
@@ -255,15 +253,15 @@ def test_an_answer_ends_with_its_turn_in_ollama_too(tmp_path):
     from transformers import AutoTokenizer
     (tmp_path/"m.gguf").write_bytes(b"")
     gemma = AutoTokenizer.from_pretrained(thin_model("google/gemma-7b-it"))
-    written = ship.modelfile(tmp_path/"m.gguf", gemma).read_text()
+    written = ollama.modelfile(tmp_path/"m.gguf", gemma).read_text()
     assert 'PARAMETER stop "<eos>"\nPARAMETER stop "<end_of_turn>"\n' in written
     tok = byte_tokenizer()
     tok.add_special_tokens(dict(eos_token="<|ü\\n|>"))
     tok.chat_template = CHAT.replace("<|im_end|>", "<|ü\\\\n|>")
-    assert 'PARAMETER stop "<|ü\\n|>"\n' in ship.modelfile(tmp_path/"m.gguf", tok).read_text()
+    assert 'PARAMETER stop "<|ü\\n|>"\n' in ollama.modelfile(tmp_path/"m.gguf", tok).read_text()
     tok.add_special_tokens(dict(eos_token='<|"|>'))
     tok.chat_template = CHAT.replace("<|im_end|>", '<|"|>')
-    with said("cannot be written"): ship.modelfile(tmp_path/"m.gguf", tok)
+    with said("cannot be written"): ollama.modelfile(tmp_path/"m.gguf", tok)
 
 
 # ---------------------------------------------------------------- a file that is not the model
@@ -413,7 +411,7 @@ def test_a_tokenizer_that_ends_nothing(tmp_path):
     (tmp_path/"m.gguf").write_bytes(b"")
     tok = byte_tokenizer()
     tok.eos_token = None
-    with said("eos_token"): ship.modelfile(tmp_path/"m.gguf", tok)
+    with said("eos_token"): ollama.modelfile(tmp_path/"m.gguf", tok)
 
 
 @pytest.mark.parametrize("what", ["cut", "pointer"])
