@@ -227,8 +227,10 @@ def only_quoted(sentence:str, passage:str) -> bool:
     "Is it neither in English nor in Chinese, so that no rules are here?"
     letters = len(regex.findall(r"\p{L}", sentence))
     if 5 * len(OTHER.findall(sentence)) > letters: return True
-    english = len(tokens(passage)) < 12 or ENGLISH.search(sentence) or ENGLISH.search(passage)
-    return letters > 0 and not (english or regex.search(r"\p{Han}", sentence))
+    said = tokens(sentence)
+    english = (ENGLISH.search(sentence) or ENGLISH.search(passage) or len(tokens(passage)) < 12
+               or 3 * sum(t.lower() in STOP for t in said) > len(said))
+    return letters > 0 and not (english or any(map(is_dense, said)))
 
 def is_quotation(sentence:str, passage:str) -> bool:
     "Does each clause stand in one of the passage, word for word, and is nothing denied around it?"

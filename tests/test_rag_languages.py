@@ -107,6 +107,16 @@ def test_where_no_rules_are_only_a_quotation_counts(name):
     assert not supported(case["passage"] + " " + case["false"][0], case["passage"])
 
 
+@pytest.mark.parametrize("passage, sentence", [
+    ("Сервер не слушает порт 8443.", "слушает порт 8443."), ("Non funziona.", "funziona."),
+    ("Die Kiste steht nicht in der Küche.", "steht in der Küche"),
+    ("サーバーは待ち受けません。", "サーバーは待ち受け"),
+    ("서버는 포트를 사용하지 않는다.", "서버는 포트를 사용")])
+def test_a_quotation_without_its_not_is_none(passage, sentence):
+    filling = " Und noch ein paar Worte mehr, damit man weiß, welche Sprache gesprochen wird."
+    assert not supported(sentence, passage + filling)
+
+
 @pytest.mark.parametrize("name", [name for name, case in LANGUAGES.items() if case["asked"]])
 def test_inflected_words_are_found(name):
     "By stems, or by characters where particles grow to words, as in Korean."
