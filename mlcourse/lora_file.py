@@ -4,7 +4,7 @@
 
 # %% ../nbs/tools/30_lora_file.ipynb #5e0f0003
 from __future__ import annotations
-import json, math, os, re, shutil
+import json, logging, math, os, re, shutil
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cache
@@ -444,6 +444,7 @@ def passport_command(file:str,          # a .safetensors file, or the folder of 
                     ) -> int:           # 1 for a file that does nothing
     "Who wrote a LoRA, what it fits, how large it is for each program; converts it too."
     if not to and (output or alpha is not None): raise UsageError("--alpha and --output need --to.")
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     lora = read_lora(file)
     for line in passport(lora): print(line)
     if to: print(f"written: {write_lora(lora, to, output, alpha)}")

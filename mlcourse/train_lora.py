@@ -17,6 +17,7 @@ from .course import command
 from .files import (CourseError, Progress, UsageError, boundary, duration, locked,
                             no_progress, progress_bar, read_json, write_atomic, write_json)
 from .label_checks import near_duplicates
+from .llm import quiet_libraries
 from .lora_file import read_lora, write_lora
 from .pictures import FORMATS, read_pictures
 from .sdlora import (Encoded, LoraSettings, encode, encode_texts, open_pipeline, sample,
@@ -250,6 +251,7 @@ def main(images:Annotated[str, typer.Option()],    # a folder of pictures
     if large and not card: raise CourseError(
         f"There is no CUDA card here, and {model} needs one. --plan plans, --model toy-sd runs.")
     print(write_captions(folder))
+    quiet_libraries()
     started, how = [], dict(num_inference_steps=25, guidance_scale=7.5) if large else {}
     with (locked(out/"run", 0, f"Another training goes on in {out}."),
           progress_bar("training") as bar):
