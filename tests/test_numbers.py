@@ -145,7 +145,8 @@ def test_the_pairs_of_the_small_tier():
     read = cfg["max_steps"] * cfg["per_device_train_batch_size"]
     text = prose("week2/02_qlora")
     assert f"{len(pairs)} pairs of the" in text
-    assert f"{cfg['max_steps']} steps of four read {read}" in text
+    of = SPELT[cfg["per_device_train_batch_size"]]
+    assert f"{cfg['max_steps']} steps of {of} read {read}" in text
     assert (f"{ordinary} of the {len(pairs)} pairs are ordinary questions: about "
             f"{read * ordinary / len(pairs):.0f} of the {read}") in text
 
