@@ -452,10 +452,10 @@ def show(p:Prediction, console,
     for line in lines: console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 # %% ../nbs/tools/31_vram.ipynb #41838c46
-def _flag(help:str, name:str, *before:str, switch=False):
+def _flag(name:str, *before:str, switch=False):
     "An option by its name, with dashes or underscores, and by what it was called before."
     names = dict.fromkeys((name.replace("_", "-"), name, *before))
-    return typer.Option(*(f"--{n}/--no-{n}" if switch else f"--{n}" for n in names), help=help)
+    return typer.Option(*(f"--{n}/--no-{n}" if switch else f"--{n}" for n in names))
 
 @command("plan")
 def plan(
@@ -464,23 +464,22 @@ def plan(
     seq:Optional[int]=None,   # tokens; 2,048 when not given, and 128 for pictures and sound
     batch:int=1,              # sequences at a time
     vram:float=12,            # the card's memory, GB
-    lora_r:Annotated[int, _flag("rank of the adapters", "lora_r", "rank")]=16,
-    target_modules:Annotated[str, _flag("matrices that get adapters, with commas between; all "
-                                        "linear ones when empty", "target_modules", "targets")]="",
-    attn_implementation:Annotated[str, _flag("sdpa, eager", "attn_implementation", "attn")]="sdpa",
+    lora_r:Annotated[int, _flag("lora_r", "rank")]=16,   # rank of the adapters
+    target_modules:Annotated[   # matrices that get adapters, with commas between; all when empty
+        str, _flag("target_modules", "targets")]="",
+    attn_implementation:Annotated[str, _flag("attn_implementation", "attn")]="sdpa",   # sdpa, eager
     dtype:str="bf16",         # bf16 or fp16
     optim:str="adamw_torch",  # adamw_torch, adamw_8bit or paged_adamw_8bit
     recipe:str="trl",         # trl: chunked loss, no casts; kbit: the old casts and the plain loss
-    double_quant:Annotated[bool, _flag("quantize scales too", "double_quant", switch=True)]=True,
-    gradient_checkpointing:Annotated[bool, _flag(
-        "compute activations again in backward", "gradient_checkpointing", "checkpointing",
-        switch=True)]=True,
-    gradient_accumulation_steps:Annotated[int, _flag(
-        "passes before the optimizer's step", "gradient_accumulation_steps", "accumulation")]=1,
-    load_in_4bit:Annotated[bool, _flag(
-        "4-bit weights for infer", "load_in_4bit", "four-bit", switch=True)]=False,
-    lora_dropout:Annotated[float, _flag(
-        "share of the adapters' inputs set to 0", "lora_dropout", "dropout")]=0.0,
+    double_quant:Annotated[bool, _flag("double_quant", switch=True)]=True,   # quantize scales too
+    gradient_checkpointing:Annotated[   # compute activations again in backward
+        bool, _flag("gradient_checkpointing", "checkpointing", switch=True)]=True,
+    gradient_accumulation_steps:Annotated[   # passes before the optimizer's step
+        int, _flag("gradient_accumulation_steps", "accumulation")]=1,
+    load_in_4bit:Annotated[   # 4-bit weights for infer
+        bool, _flag("load_in_4bit", "four-bit", switch=True)]=False,
+    lora_dropout:Annotated[   # share of the adapters' inputs set to 0
+        float, _flag("lora_dropout", "dropout")]=0.0,
     read_ahead:int=0,         # MiB of weights read while one is quantized: 0 in today's libraries
     auto_clear_cache:bool=True,        # peft gives memory back after its casts, as since 0.20
     context_mib:Optional[float]=None,  # the CUDA context, where you have measured it, MiB
@@ -513,20 +512,16 @@ def plan(
 
 # %% ../nbs/tools/31_vram.ipynb #3fd79107
 def plot_stack(predictions:dict[str, Prediction], ax):
-    "Stacked bars, one a prediction, against the card."
-    named = set()
-    for row, p in enumerate(predictions.values()):
-        left = 0
-        for part, mib in stack(p).items():
-            ax.barh(row, mib / 1024, left=left / 1024, color=COLOURS[part], edgecolor="white",
-                    label=None if part in named else part)
-            left += mib
-            named.add(part)
-    room = card_mib(p.plan.vram) / 1024
+    "Stacked bars, one a prediction, against the card of the last."
+    import pandas as pd
+    gib = pd.DataFrame({name: stack(p) for name, p in predictions.items()}).T.fillna(0) / 1024
+    gib[[part for part in COLOURS if part in gib]].plot.barh(
+        stacked=True, color=COLOURS, edgecolor="white", width=0.8, ax=ax)
+    plan = list(predictions.values())[-1].plan
+    room = card_mib(plan.vram) / 1024
     ax.axvline(room, color="tab:red", ls="--")
-    ax.text(room, -0.55, f" {p.plan.vram:g} GB card", color="tab:red", va="bottom")
-    ax.set(yticks=range(len(predictions)), yticklabels=list(predictions), xlabel="GiB",
-           title="What takes the memory at the peak")
+    ax.text(room, -0.55, f" {plan.vram:g} GB card", color="tab:red", va="bottom")
+    ax.set(xlabel="GiB", title="What takes the memory at the peak")
     ax.invert_yaxis()
     ax.legend(ncol=3, frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2))
 
@@ -564,16 +559,14 @@ def bench_vram(
     rows:int=0,   # how many of the measured rows; all when 0
 ):
     "The planner's error against measured steps, beside other planners."
-    from rich.table import Table
+    import pandas as pd
     if rows < 0: raise PlanError(f"rows is a number of rows, and {rows} is not.")
     def answers(row):
         p = plan_of(row)
         return {"this planner": predict(p).process_mib, **on_paper(p)}
     with progress_bar("measured rows", "rows") as progress:
         table = benchmark(t4_rows()[:rows or None], answers, progress)
-    grid = Table("method", "rows", "mean error, %", "worst error, %", "rows set too low",
-                 title="Error of process memory against a Tesla T4", title_justify="left")
-    for r in table: grid.add_row(*map(str, r.values()))
-    console().print(grid, "Fitted to this card: fitcheck-llm's overhead, by those who measured "
-                    "these rows; in this planner, how far transformers 5.0 reads ahead, and its "
-                    "rule for where segments lie.")
+    print(pd.DataFrame(table).to_string(index=False))
+    print("Process memory on a Tesla T4. Fitted to this card: fitcheck-llm's overhead, by those "
+          "who measured these rows; in this planner, how far transformers 5.0 reads ahead, and "
+          "its rule for where segments lie.")
