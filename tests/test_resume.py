@@ -131,7 +131,7 @@ def test_data_is_an_input_of_those_who_name_it(clone):
     before = keys(clone)
     (clone / "mlcourse/data/configs.json").open("a").write("\n")
     again = lessons_of(changed(before, keys(clone)))
-    assert again == {"week1/02_vram"} | lessons_of(users(clone, "vram"))
+    assert again == {"week1/02_vram"} | lessons_of(users(clone, "vram", "configs"))
 
 
 @pytest.mark.parametrize("source, names", [
