@@ -27,9 +27,8 @@ EXERCISES = range(3, 6)
 READ_LINES, READ_CELLS, READ_CELL_LINES, READ_WORDS, EXPORTED_LINES = 300, 32, 25, 1_800, 250
 EARLY_ANSWER = {"week2/02_qlora"}   # trains within the first five cells
 # Lessons that are older than these limits. No lesson joins the list; one that is rebuilt leaves it.
-OLDER = {"week1/01_environment", "week1/02_vram", "week1/03_hello_llm", "week1/06_agent",
-         "week2/01_instruction_data", "week2/03_preference", "week2/05_ship", "week2/06_ablations",
-         "clinic/01_scale_out"}
+OLDER = {"week1/01_environment", "week1/02_vram", "week1/03_hello_llm",
+         "week2/01_instruction_data", "week2/03_preference", "week2/05_ship", "clinic/01_scale_out"}
 CELL_KEYS, NOTEBOOK_KEYS = {"tags", "jupyter"}, {"kernelspec"}
 
 
