@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 import uvicorn
-from mlcourse.agent import chat_app
-from mlcourse.serve import listening
 from mlcourse.notes import ingest
+from mlcourse.notes_page import chat_app
+from mlcourse.serve import listening
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 CLI = [sys.executable, "-m", "mlcourse.cli", "demo"]
