@@ -26,8 +26,6 @@ EXERCISES = range(3, 6)
 # What a reader sees of a lesson above its heading "How we know", and what the library gets of it.
 READ_LINES, READ_CELLS, READ_CELL_LINES, READ_WORDS, EXPORTED_LINES = 300, 32, 25, 1_800, 250
 EARLY_ANSWER = {"week2/02_qlora"}   # trains within the first five cells
-# Lessons that are older than these limits. No lesson joins the list; one that is rebuilt leaves it.
-OLDER = set()
 CELL_KEYS, NOTEBOOK_KEYS = {"tags", "jupyter"}, {"kernelspec"}
 
 
@@ -354,7 +352,6 @@ def to_read(nb: dict) -> tuple[list[tuple[int, dict]], int]:
 
 def length(nb: dict, lesson: str) -> list[str]:
     "A lesson can be read in one sitting, and leaves what it teaches in the library."
-    if lesson in OLDER: return []
     shown, n_words = to_read(nb)
     exported = sum(code_lines(c) for _, c in code_cells(nb) if is_exported(c))
     measured = ((sum(code_lines(c) for _, c in shown), READ_LINES, "visible lines of code"),
@@ -369,7 +366,7 @@ def first_trained_answer(nb: dict, lesson: str) -> list[str]:
     "Where a cell is tagged `first-trained-answer`, it is among the first five that a reader sees."
     at = [n for n, (_, c) in enumerate(to_read(nb)[0], 1)
           if "first-trained-answer" in c["metadata"].get("tags", [])]
-    if lesson in EARLY_ANSWER - OLDER and not at: return ["no cell is `first-trained-answer`"]
+    if lesson in EARLY_ANSWER and not at: return ["no cell is `first-trained-answer`"]
     return [f"the first trained answer is visible cell {n}, after the fifth" for n in at if n > 5]
 
 
