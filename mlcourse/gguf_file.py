@@ -215,6 +215,8 @@ def _add_tokenizer(w:gguf.GGUFWriter, folder:Path, n_vocab:int, exact:bool):
         if exact: raise GGUFError(f"{str(why).removesuffix(ADVICE)} {ADVICE}")
         warnings.warn(f"{why} The file is written, and llama.cpp will cut some texts otherwise.")
     tok = load_pretrained(AutoTokenizer, folder, GGUFError)
+    if tok.eos_token_id is None: raise GGUFError(   # llama.cpp would take some other token for it
+        "The tokenizer names no token that ends a text. Set its eos_token and save it again.")
     kind = gguf.TokenType
     if model.get("type") != "BPE": doubt(f"The tokenizer is no BPE, but {model.get('type')}.")
     vocab, merges = model["vocab"], model.get("merges", [])
@@ -336,6 +338,13 @@ def _shapes(config, weights:dict) -> dict[str, tuple[int, ...]]:
 
 CHUNK = 2**24   # numbers converted at a time: 64 MiB in fp32
 
+def _halves(packed:np.ndarray, qtype:Q) -> np.ndarray:
+    "What is stored in f16: the numbers, or the scale of each block, and its least number in `_1`."
+    if qtype == Q.F16: return packed
+    if not qtype.name.endswith(("_0", "_1")): return np.zeros(0)
+    blocks = packed.reshape(-1, gguf.GGML_QUANT_SIZES[qtype][1])
+    return np.ascontiguousarray(blocks[:, :4 if qtype.name[-1] == "1" else 2]).view(np.float16)
+
 def _pieces(t:Planned, weights:dict, config) -> Iterator[np.ndarray]:
     "The bytes of a tensor, a few rows at a time."
     if not t.source:
@@ -351,9 +360,9 @@ def _pieces(t:Planned, weights:dict, config) -> Iterator[np.ndarray]:
             "failed, or the file is damaged.")
         if t.n_head: part = interleave(part, len(part) // head)
         packed = gguf.quantize(np.ascontiguousarray(part), t.qtype)
-        if t.qtype == Q.F16 and not np.isfinite(packed).all():
-            raise GGUFError(f"{t.source} has weights beyond the range of f16 (65,504). "
-                            "Use bf16, or q8_0.")
+        if not np.isfinite(_halves(packed, t.qtype)).all():
+            raise GGUFError(f"{t.source} has weights beyond the range of {t.qtype.name}, whose "
+                            "numbers or scales are f16 (to 65,504). Use bf16.")
         yield packed
 
 # %% ../nbs/tools/25_gguf_file.ipynb #720aee0c

@@ -9,9 +9,9 @@ import threading
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
-import httpx
 import pytest
 import uvicorn
+from mlcourse.assets import http_client
 from mlcourse.notes import ingest
 from mlcourse.notes_page import chat_app
 from mlcourse.serve import listening
@@ -74,10 +74,12 @@ def address(notes, tmp_path_factory):
 
 
 def test_only_the_folder_is_served(address):
-    assert httpx.get(address + "source/server/setup.md?first=3&last=3").text.count("<mark>") == 1
-    for path in ("..%2f..%2fetc%2fpasswd", "%2fetc%2fpasswd", "nothing.md", "server"):
-        assert httpx.get(f"{address}source/{path}").status_code == 404
-    assert httpx.get(address, headers={"host": "outside.example"}).status_code == 400
+    with http_client(address) as client:
+        page = client.get(f"{address}source/server/setup.md?first=3&last=3").text
+        assert page.count("<mark>") == 1
+        for path in ("..%2f..%2fetc%2fpasswd", "%2fetc%2fpasswd", "nothing.md", "server"):
+            assert client.get(f"{address}source/{path}").status_code == 404
+        assert client.get(address, headers={"host": "outside.example"}).status_code == 400
     assert urlsplit(address).hostname == "127.0.0.1"
 
 

@@ -407,6 +407,13 @@ def test_an_adapter_of_another_model_is_not_merged_in_part(tmp_path, name):
     assert not (tmp_path/"x").exists()
 
 
+@pytest.mark.parametrize("type", [name for name in export.TYPES if name not in ("f32", "bf16")])
+def test_scales_beyond_their_range_are_refused(tmp_path, type):
+    folder = changed(tiny_llama(tmp_path/"m"), UP, lambda w: w * 1e9)
+    with said("Use bf16"): export.export_gguf(folder, tmp_path/"x.gguf", type)
+    export.export_gguf(folder, tmp_path/"x.gguf", "bf16")
+
+
 def test_a_tokenizer_that_ends_nothing(tmp_path):
     (tmp_path/"m.gguf").write_bytes(b"")
     tok = byte_tokenizer()
