@@ -346,7 +346,9 @@ def to_read(nb: dict) -> tuple[list[tuple[int, dict]], int]:
     folded = (i for i, s in prose_cells(nb) if re.search(r"^## How we know", s, re.M))
     end = next(folded, len(nb["cells"]))
     shown = [(i, c) for i, c in code_cells(nb) if i < end and not is_collapsed(c) and code_lines(c)]
-    above = [without_code(s, inline=False) for i, s in prose_cells(nb) if i < end]
+    texts = (s if i < end else re.split(r"^## How we know", s, flags=re.M)[0]
+             for i, s in prose_cells(nb) if i <= end)
+    above = [without_code(s, inline=False) for s in texts]
     return shown, sum(map(count_words, above))
 
 

@@ -78,7 +78,7 @@ def test_no_passage_is_without_a_bound(name, line):
 
 def test_a_picture_within_a_text_is_not_indexed(tmp_path):
     "And the page behind a citation has the same lines."
-    from mlcourse.agent import source_page
+    from mlcourse.notes_page import source_page
     picture = f"![a mill](data:image/png;base64,{'iVBORw0KGgo' * 900}) beside it"
     (tmp_path / "a.md").write_text(f"# Mill\n\n{picture}\n\nIt has five sails.")
     cells = [dict(cell_type="markdown", source=f"# Mill\n\n{picture}"),
