@@ -113,10 +113,10 @@ def read_config(path:Path) -> dict:
     if bad: raise PlanError(f"{file}: {', '.join(bad)} must be a whole number above 0.")
     odd = [k for k, v in config.items() if isinstance(v, float) and not math.isfinite(v)]
     if odd: raise PlanError(f"{file}: {', '.join(odd)} must be a number.")
+    _refuse_experts(config, file)
     heads, shared = config["num_attention_heads"], config.get("num_key_value_heads") or 1
     if heads % shared: raise PlanError(
         f"{file}: {heads} heads cannot share the keys and values of {shared}.")
-    _refuse_experts(config, file)
     _refuse_packed(config, file)
     return config
 
