@@ -100,7 +100,7 @@ def system_prompt(tools:list[Tool]) -> str:
                       *(f"{t.name}: {t.about}. {form(t)}" for t in (*tools, _NO_TOOL))])
 
 # %% ../nbs/week1/06_agent.ipynb #0ead0d88
-CALL_TOKENS = 512   # more than the longest valid call: a character takes six tokens at most
+CALL_TOKENS = 1024   # more than 120 characters of at most six tokens each, names and spaces
 NO_CALL = "That is not a call of one of the tools."
 
 def _form(**properties) -> dict:
