@@ -116,7 +116,7 @@ COMPUTED = [   # lesson, and the words that stand in it, with what code computes
     ("week2/02_qlora", f"times 14 bytes are {2048 * WORDS * 14 / GIB:.1f} GiB"),
     ("week2/02_qlora", f"{adapter_parameters(SMOL, 16) / 1e6:.1f} million numbers"),
     ("week2/02_qlora", f"{LORA / 1e6:.1f} million, one for every {FULL / LORA:.0f}"),
-    ("clinic/01_scale_out", f"{16 * 7.5e9 / GIB:.0f} GiB for 7.5 billion parameters"),
+    ("clinic/01_scale_out", f"{16 * 7.5e9 / 1e9:.0f} GB for 7.5 billion parameters"),
 ]
 
 @pytest.mark.parametrize("lesson, words", COMPUTED, ids=lambda v: v[:50])
